@@ -1,0 +1,5 @@
+"""The shim that some tools still ask for; everything stands in setup.cfg."""
+
+from setuptools import setup
+
+setup()

@@ -1,0 +1,78 @@
+"""What every test gets: a folder of its own, a clock that is set by hand, and a look at what is left behind."""
+
+import random
+import threading
+from datetime import datetime, timezone
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.modules import module as torch_module
+from torch.optim import optimizer as torch_optimizer
+
+from trackmetrics.engine import Clock, Engine
+from trackmetrics.instruments import events
+from trackmetrics.instruments.criteria import CRITERIA
+
+
+def _process_wide_state():
+    """Everything that tracking patches, hooks or switches for the whole process."""
+    return {
+        **{f"{criterion.owner.__name__}.{criterion.name}": getattr(criterion.owner, criterion.name) for criterion in CRITERIA},
+        "torch.autograd.backward": torch.autograd.backward,
+        "GradScaler.scale": torch.amp.GradScaler.scale,
+        "GradScaler.step": torch.amp.GradScaler.step,
+        "Optimizer.__init__": torch.optim.Optimizer.__init__,
+        "Module.__init__": torch.nn.Module.__init__,
+        "Module.__call__": torch.nn.Module.__call__,
+        "optimizer pre hooks": dict(torch_optimizer._global_optimizer_pre_hooks),
+        "optimizer post hooks": dict(torch_optimizer._global_optimizer_post_hooks),
+        "module forward hooks": dict(torch_module._global_forward_hooks),
+        "module forward pre hooks": dict(torch_module._global_forward_pre_hooks),
+        "function modes": torch._C._len_torch_function_stack(),
+        "dispatch modes": torch._C._len_torch_dispatch_stack(),
+        "grad mode": torch.is_grad_enabled(),
+        "live runs": events.live_runs(),
+        "threads": threading.active_count(),
+    }
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind():
+    """After every test, no patch, hook or mode of ours is left in the process."""
+    before = _process_wide_state()
+    yield
+    assert _process_wide_state() == before
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test draws the same numbers, whichever ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def in_own_folder(tmp_path, monkeypatch):
+    """Every test writes its `output/` into a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+
+class HandClock:
+    """A clock that moves only when told, and may be set back as a wall clock may."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+        self.date = datetime(2026, 1, 30, 22, 8, 22, tzinfo=timezone.utc)
+
+    def advance(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The engine's clock, set by hand."""
+    hand = HandClock()
+    monkeypatch.setattr(Engine, "clock", Clock(lambda: hand.seconds, lambda: hand.date))
+    return hand

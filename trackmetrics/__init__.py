@@ -1,0 +1,61 @@
+"""Decorate a PyTorch training function, and get one trustworthy file about the run.
+
+    from trackmetrics import tracked_training, tracker
+
+    @tracked_training(task="letter_counting")
+    def train_classifier(args, train, dev):
+        ...
+        for _ in range(args.num_epochs):
+            with tracker.epoch():
+                ...
+        return model
+
+Importing this package is quick: torch is loaded when a run begins, the names below when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .decorator import tracked_training
+    from .errors import TrackmetricsError, TrackmetricsWarning
+    from .metrics_file import load_run
+    from .record import FinalInference, RunRecord
+    from .run import Tracker, tracker
+
+__all__ = [
+    "FinalInference",
+    "RunRecord",
+    "Tracker",
+    "TrackmetricsError",
+    "TrackmetricsWarning",
+    "__version__",
+    "load_run",
+    "tracked_training",
+    "tracker",
+]
+
+_HOMES = {
+    "FinalInference": "record",
+    "RunRecord": "record",
+    "Tracker": "run",
+    "TrackmetricsError": "errors",
+    "TrackmetricsWarning": "errors",
+    "load_run": "metrics_file",
+    "tracked_training": "decorator",
+    "tracker": "run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("trackmetrics")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

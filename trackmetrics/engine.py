@@ -1,0 +1,191 @@
+"""The engine of a live run: it holds the file, the instruments and the record, and brings them together each epoch."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from types import FrameType
+from typing import Any, cast
+
+from .assessment import Assessment
+from .environment import describe_environment, describe_process
+from .instruments.events import listening
+from .instruments.gradient_norm import MEANING
+from .instruments.said_values import SaidValues
+from .instruments.training import Training
+from .metrics_file import MetricsFile
+from .notices import Notices
+from .options import Options
+from .progress import ProgressLines
+from .record import EpochRecord, Hyperparameters, Metadata, RunRecord
+
+_PER_EPOCH = "a function that is called once an epoch stays undecorated: decorate the one with the loop"
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where the time comes from: seconds that never fall, and the date. Tests put their own in its place."""
+
+    monotonic: Callable[[], float] = time.monotonic
+    now: Callable[[], datetime] = lambda: datetime.now(timezone.utc)
+
+
+class Engine:
+    """One live run, between entering and leaving; nothing of it stays afterwards but its `record`.
+
+    Entering takes the file (`OutputError`, `PathInUseError`) and begins to listen. `on_steps` is told, between two
+    training steps, that at least one more is complete.
+    """
+
+    clock = Clock()
+
+    def __init__(self, options: Options, arguments: Mapping[str, Any], on_steps: Callable[[], None]) -> None:
+        timestamp = self.clock.now().astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self.record = RunRecord(Metadata(options.task, timestamp))
+        self.file = MetricsFile(options.output_dir, cast("str | None", options.part) or options.task)
+        self._options = options
+        self._notices = Notices()
+        self._training = Training(self._instrument_failed, on_steps)
+        self._assessment = Assessment(options, self._training, self._notices, arguments, self.clock.monotonic)
+        self._progress = ProgressLines(options.progress)
+        self._summaries: list[dict[str, Any]] = []
+        self._saving_seconds = 0.0
+        self._started = self.clock.monotonic()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Hold the file and listen to the training, and let go of both at the end, whatever happens."""
+        with self.file:
+            try:
+                with listening(self._training):
+                    yield
+            finally:
+                self._training.release()
+
+    @property
+    def completed_steps(self) -> int:
+        """How many training steps are over since the run began."""
+        return self._training.completed_steps
+
+    @property
+    def watch(self) -> Callable[[Any], None]:
+        """Say which model is trained."""
+        return self._assessment.watch
+
+    # Epochs
+
+    def epoch_begins(self) -> None:
+        """Observe the training from here on."""
+        with self._spared("seed"):
+            self._assessment.epoch_begins()
+        self._training.active = True
+
+    def epoch_abandoned(self) -> None:
+        """Drop what was observed since the epoch began."""
+        self._training.active = False
+        self._training.take()
+
+    def epoch_ends(self, values: SaidValues, frame: FrameType | None) -> None:
+        """Add the epoch's record and save; `frame` is the user's, in whose scope model and data are looked for."""
+        self._training.active = False
+        with self._spared("the epoch's record"):
+            number = len(self.record.epochs) + 1
+            own, metrics, summary = self._assessment.assess(number, values, frame)
+            epoch = EpochRecord(number, **own, elapsed_seconds=self._elapsed(), metrics=metrics)
+            self.record = replace(self.record, epochs=(*self.record.epochs, epoch))
+            self._summaries.append({"epoch": number, **summary})
+            self._save({"state": "running"})
+            self._progress.epoch_done(epoch)
+
+    # The end
+
+    def failed(self, error: BaseException) -> None:
+        """An exception ends the run: say so in the file, if it has an epoch; else the earlier file stays."""
+        if self.record.epochs:
+            self._save(_ended_by(error))
+
+    def completed(self, returned: Any) -> None:
+        """Add the final results and the final inference; `returned` is what the decorated function gave back."""
+        epochs = self.record.epochs
+        if not epochs:
+            self._notices.say(
+                "epochs", f"no epoch was tracked: wrap each epoch's body in `with tracker.epoch():`; {_PER_EPOCH}"
+            )
+        try:
+            seconds = epochs[-1].elapsed_seconds if epochs else self._elapsed()
+            results, inference = self._assessment.conclude(returned, seconds)
+        except BaseException as error:
+            self.failed(error)  # Ctrl+C while the final results are worked out
+            raise
+        if len(epochs) == 1 and self._assessment.trained_before(str(self.file.path)):
+            self._notices.say("runs", f"this run of one epoch trained the model of the run before it; {_PER_EPOCH}")
+        self.record = replace(self.record, final_results=results, final_inference=inference)
+        self._save({"state": "completed"})
+        self._progress.run_done(self.record, self.file.path)
+
+    # Saving
+
+    def _save(self, status: dict[str, Any]) -> None:
+        """Bring the record up to date and write it; a disk that refuses costs this save, not the training."""
+        began = self.clock.monotonic()
+        with self._spared("metadata"):
+            model, training = self._assessment.hyperparameters(len(self.record.epochs))
+            metadata = replace(
+                self.record.metadata,
+                device=self._assessment.device,
+                hyperparameters=Hyperparameters(model, training),
+            )
+            self.record = replace(self.record, metadata=metadata)
+        if self._options.extensions:
+            with self._spared("extensions"):
+                self.record = replace(self.record, extensions=self._extensions(status))
+        try:
+            self.file.write(self.record)
+        except Exception as error:
+            self._notices.say(
+                "saving",
+                f"{self.file.path} could not be written ({error}); the last good file stays, training goes on, "
+                "and the next epoch tries again",
+            )
+        self._saving_seconds += self.clock.monotonic() - began
+
+    def _extensions(self, status: dict[str, Any]) -> dict[str, Any]:
+        counts = ("steps", "skipped_steps", "non_finite_steps")
+        norms: dict[str, Any] = {"meaning": MEANING}
+        norms |= {key: sum(summary[key] for summary in self._summaries) for key in counts}
+        if self._training.measured_at_step:
+            norms["measured"] = "at the optimizer's step where gradients were set by hand"
+        described: dict[str, Any] = {
+            "status": {**status, **describe_process()},
+            "environment": describe_environment(self._assessment.device_name),
+            "gradient_norm": {**norms, "epochs": list(self._summaries)},
+            "attention": self._assessment.attention,
+            "seconds": {**self._assessment.seconds, "saving": self._saving_seconds},
+            "warnings": self._notices.messages,
+        }
+        return {key: value for key, value in described.items() if value}
+
+    # What goes wrong
+
+    def _elapsed(self) -> float:
+        return self.clock.monotonic() - self._started
+
+    def _instrument_failed(self, name: str, error: Exception) -> None:
+        self._notices.say(name, f"{name} is null from here on: the instrument failed with {error!r}")
+
+    @contextlib.contextmanager
+    def _spared(self, what: str) -> Iterator[None]:
+        """A fault of ours in this block costs `what`, never the training."""
+        try:
+            yield
+        except Exception as error:
+            self._notices.say(what, f"{what} could not be had: {error!r}")
+
+
+def _ended_by(error: BaseException) -> dict[str, Any]:
+    """The status of a run that an exception ended: an interruption unless it is an error."""
+    state = "failed" if isinstance(error, Exception) else "interrupted"
+    return {"state": state, "error": {"type": type(error).__name__, "message": str(error)}}

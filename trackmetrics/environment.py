@@ -1,0 +1,31 @@
+"""Where a run ran: versions, platform, process."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+from importlib import metadata
+from typing import Any
+
+
+def describe_environment(device_name: str | None) -> dict[str, Any]:
+    """Versions of what computes, the platform, the device's name, the number of data-parallel processes."""
+    import numpy
+    import torch
+
+    parallel = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return {
+        "python": platform.python_version(),
+        "trackmetrics": metadata.version("trackmetrics"),
+        "torch": str(torch.__version__),
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+        "device_name": device_name or platform.processor() or platform.machine(),
+        "world_size": torch.distributed.get_world_size() if parallel else 1,
+    }
+
+
+def describe_process() -> dict[str, Any]:
+    """The process and host that run it, so that a reader can tell a live run from a dead one."""
+    return {"process": os.getpid(), "host": socket.gethostname()}

@@ -1,0 +1,38 @@
+"""What can go wrong by the user's hand, one class a mistake.
+
+Every message says what happened, with which value, and how to mend it.
+"""
+
+from __future__ import annotations
+
+
+class TrackmetricsError(Exception):
+    """Base of every error that trackmetrics raises."""
+
+
+class ArgumentError(TrackmetricsError, ValueError):
+    """An argument that can't be right: a wrong type, a wrong value, a name that is no parameter."""
+
+
+class InvalidNameError(ArgumentError):
+    """A task or part that can't be part of a file's name."""
+
+
+class OutputError(TrackmetricsError, OSError):
+    """An output folder or file that can't be written."""
+
+
+class PathInUseError(OutputError):
+    """A metrics file that another live run is writing."""
+
+
+class RunStateError(TrackmetricsError, RuntimeError):
+    """A call at the wrong moment: outside a run, or an epoch inside an epoch."""
+
+
+class MetricsFileError(TrackmetricsError, ValueError):
+    """A file that isn't a metrics file."""
+
+
+class TrackmetricsWarning(UserWarning):
+    """A value that could not be had or written; training goes on."""

@@ -1,0 +1,138 @@
+"""Where model and data stand in the user's program: looked up by what is trained, and by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import FrameType, ModuleType
+from typing import Any
+
+import torch
+
+ROLES = {
+    "train": ("train", "training"),
+    "dev": ("dev", "development"),
+    "val": ("val",),
+    "valid": ("valid", "validation"),
+    "eval": ("eval", "evaluation"),
+    "test": ("test", "testing"),
+}
+DEV_ROLES = ("dev", "val", "valid", "eval")
+_NOUNS = "loaders?|dataloaders?|dl|datasets?|data|ds|sets?|iter|iterator|examples?|exs|batches|split|samples?|pairs"
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The names in reach of a training: its function's arguments, the entering frame's locals, its globals."""
+
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    locals: Mapping[str, Any] = field(default_factory=dict)
+    globals: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(arguments: Mapping[str, Any], frame: FrameType | None) -> Scope:
+        """What `frame` sees now; the frame itself isn't kept."""
+        if frame is None:
+            return Scope(arguments)
+        return Scope(arguments, dict(frame.f_locals), frame.f_globals)
+
+    def layers(self) -> Iterator[Mapping[str, Any]]:
+        """The name spaces in the order in which they are searched; a method's `self` counts with its locals."""
+        yield self.arguments
+        yield self.locals
+        owner = self.locals.get("self")
+        if hasattr(owner, "__dict__"):
+            yield vars(owner)
+        yield self.globals
+
+
+@dataclass(frozen=True)
+class Found:
+    """A data set and the name under which it was found; `role` says which of the names it matched."""
+
+    name: str
+    data: Any
+    role: str
+
+
+def find_data(scope: Scope, roles: Iterable[str]) -> list[Found]:
+    """The data sets in reach: by where they stand, then by role, then loaders before others, then the plainest name."""
+    found: dict[int, Found] = {}
+    for space in scope.layers():
+        for role in roles:
+            named = [(name, value) for name, value in space.items() if _plays(role, name) and looks_like_data(value)]
+            named.sort(key=lambda item: (not isinstance(item[1], torch.utils.data.DataLoader), len(item[0])))
+            for name, value in named:
+                found.setdefault(id(value), Found(name, value, role))
+    return list(found.values())
+
+
+def _plays(role: str, name: str) -> bool:
+    words = "|".join(ROLES[role])
+    return re.fullmatch(rf"_*(?:{words})(?:_*(?:{_NOUNS}))*_*\d*", name.lower()) is not None
+
+
+def looks_like_data(value: Any) -> bool:
+    """Whether a value could be a set of examples: something to go through that isn't text, a number or code."""
+    if value is None or isinstance(value, (str, bytes, Mapping, torch.nn.Module, ModuleType, type)):
+        return False
+    if isinstance(value, (list, tuple)):
+        return len(value) > 0 and not isinstance(value[0], (str, bytes, int, float, type(None)))
+    if callable(value) and not hasattr(value, "__getitem__"):
+        return False
+    return hasattr(value, "__iter__") or (hasattr(value, "__getitem__") and hasattr(value, "__len__"))
+
+
+def find_model(scope: Scope, trained: Iterable[torch.Tensor]) -> torch.nn.Module | None:
+    """The module in reach that owns what is trained: the smallest that owns all of it.
+
+    Looked for in the arguments, the locals, the globals, and one attribute deep in each; None where no module owns
+    all (two models trained together) or nothing was trained yet.
+    """
+    leaves = {id(parameter) for parameter in trained}
+    if not leaves:
+        return None
+    for space in scope.layers():
+        modules = list(_modules(space.values())) or list(_modules(_attributes(space.values())))
+        owner = smallest_owner(modules, leaves) or smallest_owner(_modules(_attributes(space.values())), leaves)
+        if owner is not None:
+            return owner
+    return None
+
+
+def smallest_owner(modules: Iterable[torch.nn.Module], leaves: set[int]) -> torch.nn.Module | None:
+    """Of the modules whose parameters include all `leaves`, the one with the fewest; the first among equals."""
+    owners = []
+    for module in modules:
+        parameters = {id(parameter) for parameter in module.parameters()}
+        if parameters >= leaves:
+            owners.append((len(parameters), module))
+    return min(owners, key=lambda owner: owner[0])[1] if owners else None
+
+
+def model_in(result: Any) -> list[torch.nn.Module]:
+    """The modules that a function's return value is or holds, one level deep."""
+    if isinstance(result, torch.nn.Module):
+        return [result]
+    if isinstance(result, Mapping):
+        return list(_modules(result.values()))
+    if isinstance(result, (tuple, list)):
+        return list(_modules(result))
+    return list(_modules(_attributes([result])))
+
+
+def _modules(values: Iterable[Any]) -> Iterator[torch.nn.Module]:
+    return (value for value in values if isinstance(value, torch.nn.Module))
+
+
+def _attributes(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, (torch.nn.Module, torch.Tensor, ModuleType, type, Callable)):  # type: ignore[arg-type]
+            continue
+        if isinstance(value, Mapping):
+            yield from value.values()
+        elif isinstance(value, (list, tuple)):
+            yield from value[:16]
+        elif hasattr(value, "__dict__"):
+            yield from vars(value).values()

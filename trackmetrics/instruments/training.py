@@ -1,0 +1,161 @@
+"""Everything that is observed of one training, wired to the events of its context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+
+from . import events
+from .criteria import Criterion
+from .gradient_norm import GradientNorm, NormSummary
+from .guard import Guard
+from .hyperparameters import ConstructorArguments, OptimizerSettings, one_or_list, scheduler_settings
+from .pairing import Pairing
+from .steps import Steps
+from .training_metrics import TrainingMetrics
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one epoch showed; a fault says why a value is missing."""
+
+    loss: float | None
+    accuracy: float | None
+    norm: NormSummary
+    loss_fault: str | None
+    accuracy_fault: str | None
+
+
+class Training(events.Listener):
+    """Listens to a training while it is `active`; a fault of ours ends the instrument it is in, nothing else.
+
+    `on_fault` is told the instrument's name and its error; `on_steps` is told, between two steps, that at least
+    one more is complete.
+    """
+
+    def __init__(self, on_fault: Callable[[str, Exception], None], on_steps: Callable[[], None]) -> None:
+        self.active = False
+        self._on_steps = on_steps
+        self._norm = GradientNorm()
+        self._metrics = TrainingMetrics()
+        self._constructed = ConstructorArguments()
+        self._settings = OptimizerSettings()
+        self._spare_norm = Guard("gradient_norm", on_fault)
+        self._spare_metrics = Guard("train_loss and train_accuracy", on_fault)
+        self._spare_steps = Guard("gradient_norm, train_loss and train_accuracy", on_fault)
+        self._spare_arguments = Guard("the model's constructor arguments", on_fault)
+        self._spare_settings = Guard("the optimizer's settings", on_fault)
+        self._steps = Steps(self._norm, self._metrics, self._spare_norm, self._spare_metrics)
+
+    # What was observed
+
+    @property
+    def pairing(self) -> Pairing | None:
+        """How the last observed training call paired output with target; None where none was observed."""
+        return self._metrics.pairing
+
+    @property
+    def criterion(self) -> dict[str, Any] | None:
+        """Name and settings of the observed criterion."""
+        return self._metrics.criterion
+
+    @property
+    def constructed(self) -> ConstructorArguments:
+        """The constructor arguments of modules built during the run."""
+        return self._constructed
+
+    @property
+    def completed_steps(self) -> int:
+        """How many training steps are over since the run began."""
+        return self._steps.completed
+
+    def trained(self) -> list[torch.Tensor]:
+        """The parameters that have received a gradient."""
+        return self._norm.trained()
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimizers that own some of what is trained."""
+        trained = {id(parameter) for parameter in self._norm.trained()}
+        return [
+            optimizer
+            for optimizer in self._norm.optimizers()
+            if any(id(parameter) in trained for group in optimizer.param_groups for parameter in group["params"])
+        ]
+
+    @property
+    def measured_at_step(self) -> bool:
+        """Whether some gradient was seen only when its optimizer stepped: it was set by hand."""
+        return self._norm.measured_at_step
+
+    def observed_hyperparameters(self, schedulers: list[Any]) -> dict[str, Any]:
+        """What was seen while training, under fixed names; None for what wasn't."""
+        return {
+            **self._settings.observed(),
+            "scheduler": one_or_list([scheduler_settings(scheduler) for scheduler in schedulers]),
+            "criterion": self.criterion,
+        }
+
+    def take(self) -> Observation:
+        """Close the last step, fetch the epoch's figures from the device, and begin a new epoch."""
+        self._spare_steps(self._steps.end_open_step)
+        loss, accuracy = self._spare_metrics(self._metrics.take, otherwise=(None, None))
+        norm = self._spare_norm(self._norm.take, otherwise=NormSummary())
+        faults = self._metrics.loss_fault, self._metrics.accuracy_fault
+        self._metrics.loss_fault = self._metrics.accuracy_fault = None
+        return Observation(loss, accuracy, norm, *faults)
+
+    def release(self) -> None:
+        """Remove every hook and drop every reference."""
+        self.active = False
+        self._norm.release()
+        self._metrics.release()
+        self._constructed = ConstructorArguments()
+        self._settings = OptimizerSettings()
+
+    # What happens
+
+    def criterion_called(self, criterion: Criterion, arguments: tuple[Any, ...], result: torch.Tensor) -> None:
+        if self.active:
+            self._spare_metrics(self._metrics.criterion_called, criterion, arguments, result)
+
+    def loss_scaled(self, scale: torch.Tensor) -> None:
+        if self.active:
+            self._spare_steps(self._steps.loss_scaled, scale)
+
+    def backward_begins(self, roots: tuple[torch.Tensor, ...]) -> None:
+        if self.active:
+            self._spare_steps(self._steps.between_backwards)
+            self._on_steps()
+            self._spare_steps(self._steps.backward_begins, roots, events.live_runs() == 1)
+
+    def backward_ended(self, completed: bool) -> None:
+        if self.active:
+            self._spare_steps(self._steps.backward_ended, completed)
+
+    def optimizer_steps(self, optimizer: torch.optim.Optimizer, takes_closure: bool) -> None:
+        if self.active:
+            self._spare_settings(self._settings.optimizer_steps, optimizer)
+            self._spare_steps(self._steps.optimizer_steps, optimizer, takes_closure)
+
+    def optimizer_stepped(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.active:
+            self._spare_steps(self._steps.optimizer_stepped, optimizer)
+            self._on_steps()
+
+    def scaler_steps(self) -> None:
+        if self.active:
+            self._spare_steps(self._steps.scaler_steps)
+
+    def scaler_stepped(self) -> None:
+        if self.active:
+            self._spare_steps(self._steps.scaler_stepped)
+
+    def optimizer_built(self, optimizer: torch.optim.Optimizer) -> None:
+        self._spare_norm(self._norm.add_optimizer, optimizer)
+
+    def module_built(self, module: torch.nn.Module, frame: FrameType) -> None:
+        self._spare_arguments(self._constructed.module_built, module, frame)

@@ -1,0 +1,190 @@
+"""The file's text: strict JSON that people can read, and the numbers that JSON has no word for.
+
+Objects are indented, an epoch stands on one line, a matrix row on one line. NaN and infinities are written as
+null; `non_finite` says where each stood, and `restore_non_finite` puts them back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from .errors import MetricsFileError
+
+_LINE_WIDTH = 100
+_NAMES = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def encode(plain: dict[str, Any]) -> bytes:
+    """Write plain data (dicts, lists, scalars, NumPy arrays) as one JSON text in UTF-8, with a last newline.
+
+    Floats take the shortest decimal that gives back the same float of the same width.
+    """
+    text = bytearray()
+    for piece in _pieces(plain, 0):
+        text += piece
+    text += b"\n"
+    return bytes(text)
+
+
+def decode(text: bytes) -> Any:
+    """Parse strict JSON. Raises `MetricsFileError` with the place and the reason."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise MetricsFileError(f"not valid JSON: {error}") from None
+
+
+def _pieces(value: Any, depth: int) -> Iterator[bytes]:
+    if isinstance(value, np.ndarray) and value.ndim > 1:
+        yield from _bracketed((_pieces(item, depth + 1) for item in value), b"[]", depth)
+        return
+    if isinstance(value, np.ndarray):
+        yield orjson.dumps(np.ascontiguousarray(value), option=orjson.OPT_SERIALIZE_NUMPY)
+        return
+    if not _holds_arrays(value):
+        line = _one_line(value)
+        if len(line) + 2 * depth <= _LINE_WIDTH or _is_flat(value):
+            yield line
+            return
+    if isinstance(value, dict):
+        yield from _bracketed((_member(key, item, depth + 1) for key, item in value.items()), b"{}", depth)
+    else:
+        yield from _bracketed((_pieces(item, depth + 1) for item in value), b"[]", depth)
+
+
+def _member(key: str, value: Any, depth: int) -> Iterator[bytes]:
+    yield orjson.dumps(key) + b": "
+    yield from _pieces(value, depth)
+
+
+def _bracketed(items: Iterator[Iterator[bytes]], brackets: bytes, depth: int) -> Iterator[bytes]:
+    margin = b"\n" + b"  " * (depth + 1)
+    yield brackets[:1]
+    separator = margin
+    for item in items:
+        yield separator
+        yield from item
+        separator = b"," + margin
+    yield b"\n" + b"  " * depth
+    yield brackets[1:]
+
+
+def _one_line(value: Any) -> bytes:
+    if isinstance(value, dict):
+        members = (orjson.dumps(key) + b": " + _one_line(item) for key, item in value.items())
+        return b"{" + b", ".join(members) + b"}"
+    if isinstance(value, list):
+        return b"[" + b", ".join(_one_line(item) for item in value) + b"]"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return b"%d" % value  # JSON has no largest integer, orjson has
+    return orjson.dumps(value)
+
+
+def _is_flat(value: Any) -> bool:
+    """A container of scalars alone, such as an epoch: one line however long; but a top-level one may break."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return not any(isinstance(item, (dict, list)) for item in items)
+
+
+def _holds_arrays(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return True
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(_holds_arrays(item) for item in items)
+
+
+def non_finite(value: Any, pointer: str = "") -> dict[str, Any]:
+    """Say at which JSON pointer stands which number that JSON has no word for.
+
+    A scalar's entry is its name; an array's is `{name: [[start, length], ...]}`, runs over its flat order.
+
+    >>> import numpy as np
+    >>> non_finite({"loss": float("nan"), "row": np.array([0.0, -np.inf, -np.inf])})
+    {'/loss': 'NaN', '/row': {'-Infinity': [[1, 2]]}}
+    """
+    if isinstance(value, np.ndarray):
+        runs = {name: _runs(flags) for name, flags in _flags(value)}
+        found = {name: run for name, run in runs.items() if run}
+        return {pointer: found} if found else {}
+    if isinstance(value, dict):
+        members = [(key.replace("~", "~0").replace("/", "~1"), item) for key, item in value.items()]
+    elif isinstance(value, list):
+        members = [(str(index), item) for index, item in enumerate(value)]
+    elif isinstance(value, float) and not math.isfinite(value):
+        return {pointer: "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"}
+    else:
+        return {}
+    entries: dict[str, Any] = {}
+    for key, item in members:
+        entries |= non_finite(item, f"{pointer}/{key}")
+    return entries
+
+
+def _flags(array: npt.NDArray[Any]) -> list[tuple[str, npt.NDArray[Any]]]:
+    return [("NaN", np.isnan(array)), ("Infinity", np.isposinf(array)), ("-Infinity", np.isneginf(array))]
+
+
+def _runs(flags: npt.NDArray[Any]) -> list[list[int]]:
+    """Runs of true values over the flat order, as [start, length] pairs."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], flags.ravel(), [False])).astype(np.int8)))
+    return [[int(start), int(stop - start)] for start, stop in edges.reshape(-1, 2)]
+
+
+def restore_non_finite(plain: Any, entries: Any) -> None:
+    """Put the values that `non_finite` describes back into plain data, in place.
+
+    Raises `MetricsFileError` where an entry names no place of the file, or one where no null stands.
+    """
+    if not isinstance(entries, dict):
+        raise MetricsFileError(f"/extensions/non_finite is {entries!r}; expected an object")
+    for pointer, entry in entries.items():
+        try:
+            _restore(plain, pointer, entry)
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise MetricsFileError(
+                f"/extensions/non_finite says {entry!r:.60} stands at {pointer!r}, where no such null is"
+            ) from None
+
+
+def _restore(plain: Any, pointer: str, entry: Any) -> None:
+    *parents, last = [part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")[1:]]
+    holder = plain
+    for part in parents:
+        holder = holder[_key(holder, part)]
+    if isinstance(entry, str):
+        _put(holder, _key(holder, last), _NAMES[entry])
+        return
+    rows = _innermost_rows(holder[_key(holder, last)])
+    width = len(rows[0])
+    for name, runs in entry.items():
+        for start, length in runs:
+            if start < 0 or length < 0 or start + length > width * len(rows):
+                raise IndexError(start)
+            for index in range(start, start + length):
+                _put(rows[index // width], index % width, _NAMES[name])
+
+
+def _put(holder: Any, key: Any, number: float) -> None:
+    if holder[key] is not None:
+        raise ValueError(key)
+    holder[key] = number
+
+
+def _key(holder: Any, part: str) -> Any:
+    return int(part) if isinstance(holder, list) else part
+
+
+def _innermost_rows(array: Any) -> list[list[Any]]:
+    """The rows of a nested list, in order; all as long as the first."""
+    rows = [array]
+    while isinstance(rows[0][0], list):
+        rows = [row for outer in rows for row in outer]
+    if any(len(row) != len(rows[0]) for row in rows):
+        raise ValueError("rows of different lengths")
+    return rows

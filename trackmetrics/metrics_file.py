@@ -1,0 +1,229 @@
+"""The metrics file: where it stands, written whole or not at all, read back, and held by one run at a time.
+
+It is the truth about a run, not a sink: what can't be right about it raises before training begins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import socket
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+
+from .errors import InvalidNameError, MetricsFileError, OutputError, PathInUseError
+from .json_text import decode, encode, non_finite, restore_non_finite
+from .record import FORMAT_VERSION, RunRecord, record_from_plain, record_to_plain
+
+_SUFFIX = "_training_metrics.json"
+_LONGEST_NAME = 200  # bytes; with the suffix and a temporary file's own, below the 255 that filesystems allow
+
+
+def check_name(role: str, name: Any) -> str:
+    """Give `name` back if it can be part of a file's name, else raise `InvalidNameError`.
+
+    `role` is what the name is for (`task`, `part`) and appears in the message.
+    """
+    mend = f"give a {role} of letters, digits, spaces, '_', '-' and '.', such as 'letter_counting'"
+    if not isinstance(name, str):
+        raise InvalidNameError(f"the {role} is {name!r}, of type {type(name).__name__}; {mend}")
+    if not name.strip():
+        raise InvalidNameError(f"the {role} is empty ({name!r}); {mend}")
+    if "/" in name or "\\" in name or name.startswith("."):
+        raise InvalidNameError(f"the {role} {name!r} looks like a path; {mend} (the folder goes into output_dir=)")
+    if not name.isprintable():
+        raise InvalidNameError(f"the {role} {name!r} holds a character that can't be printed; {mend}")
+    if ":" in name and sys.platform == "win32":
+        raise InvalidNameError(f"the {role} {name!r} holds a ':', which names a drive or a stream; {mend}")
+    length = len(name.encode("utf-8", "surrogatepass"))
+    if length > _LONGEST_NAME:
+        raise InvalidNameError(f"the {role} {name[:40]!r}... is {length} bytes long; give {_LONGEST_NAME} at most")
+    return name
+
+
+class MetricsFile:
+    """One run's metrics file.
+
+    >>> import tempfile
+    >>> with MetricsFile(tempfile.mkdtemp(), "demo") as file:
+    ...     file.path.name
+    'demo_training_metrics.json'
+
+    Entering makes the folder, tries it by writing, and takes the lock that keeps other live runs away; leaving
+    gives the lock back. An earlier file stays as it is until the first `write`.
+    Raises `OutputError` where the folder can't be used and `PathInUseError` where another live run holds the path.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike[str], part: str) -> None:
+        try:
+            self.folder = Path(output_dir).absolute()
+        except TypeError:
+            raise OutputError(
+                f"output_dir is {output_dir!r}, of type {type(output_dir).__name__}; give a folder's path"
+            ) from None
+        self.path = self.folder / f"{check_name('part', part)}{_SUFFIX}"
+        self._lock_path = self.folder / f".{self.path.name}.lock"
+        self._lock = filelock.FileLock(self._lock_path, timeout=0)
+
+    def __enter__(self) -> MetricsFile:
+        self._try_folder()
+        holder = self._holder()  # read first: a contender's attempt may empty the lock's text
+        try:
+            self._lock.acquire()
+        except (filelock.Timeout, RuntimeError):
+            raise PathInUseError(
+                f"another live run writes {self.path} ({holder}); give this one another part= or output_dir=, "
+                "or wait until that one has ended"
+            ) from None
+        except OSError as error:
+            raise OutputError(
+                f"{self._lock_path} can't be locked ({error.strerror}); choose another output_dir="
+            ) from None
+        with contextlib.suppress(OSError):
+            self._lock_path.write_text(_this_process(), encoding="utf-8")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._lock.release()
+
+    def _try_folder(self) -> None:
+        mend = "choose an output_dir= that can be written"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if self.path.is_dir():
+                raise OutputError(f"{self.path} is a folder, where the metrics file is to stand; move it away")
+            descriptor, probe = tempfile.mkstemp(prefix=f".{self.path.name}.", suffix=".tmp", dir=self.folder)
+            os.close(descriptor)
+            os.unlink(probe)
+        except OutputError:
+            raise
+        except FileExistsError:
+            raise OutputError(f"the output folder {self.folder} is a file; {mend}") from None
+        except OSError as error:
+            raise OutputError(f"the output folder {self.folder} can't be written ({error.strerror}); {mend}") from None
+
+    def _holder(self) -> str:
+        try:
+            text = self._lock_path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            text = ""
+        return text or "it doesn't say which process it is"
+
+    def write(self, record: RunRecord) -> None:
+        """Put the record in the file's place: whole, synced, by one rename; the old file stays until then.
+
+        Raises `OSError` where the disk refuses, and leaves no temporary file behind.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".{self.path.name}.{os.getpid()}.tmp"
+        try:
+            # 0o666 less the user's umask, as any file the user writes; a temporary file's own 0600 would stay on.
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(encode_record(record))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        _sync_folder(self.folder)
+
+
+def encode_record(record: RunRecord) -> bytes:
+    """Give the file's text for a record, with the entries of `extensions` that describe the text itself."""
+    widened = _widened(record)
+    plain = record_to_plain(widened)
+    if widened.extensions is not None:
+        body = {key: value for key, value in plain.items() if key != "extensions"}
+        described = {"dtypes": _dtypes(widened), "non_finite": non_finite(body)}
+        own = {"format_version": FORMAT_VERSION, **plain["extensions"]}
+        own |= {key: value for key, value in described.items() if value}
+        plain["extensions"] = own | _outside(non_finite(own, "/extensions"), own)
+    return encode(plain)
+
+
+def _outside(entries: dict[str, Any], extensions: dict[str, Any]) -> dict[str, Any]:
+    """The non-finite values of the extensions themselves join the same map."""
+    return {"non_finite": extensions.get("non_finite", {}) | entries} if entries else {}
+
+
+def _widened(record: RunRecord) -> RunRecord:
+    """Half types have no decimals of their own in JSON writers: float32 holds each of their values."""
+    inference = record.final_inference
+    if inference is None:
+        return record
+    log_probs = None if inference.log_probs is None else _single_or_double(inference.log_probs)
+    attention = _single_or_double(inference.attention_weights)
+    return replace(record, final_inference=replace(inference, log_probs=log_probs, attention_weights=attention))
+
+
+def _single_or_double(array: Any) -> Any:
+    array = np.asarray(array)
+    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
+
+
+def _dtypes(record: RunRecord) -> dict[str, str]:
+    """Which arrays are float32: their decimals are the shortest for that width, so a reader must know it."""
+    inference = record.final_inference
+    if inference is None:
+        return {}
+    arrays = {"log_probs": inference.log_probs, "attention_weights": inference.attention_weights}
+    return {
+        f"/final_inference/{key}": "float32"
+        for key, array in arrays.items()
+        if array is not None and array.size and array.dtype == np.float32
+    }
+
+
+def load_run(path: str | os.PathLike[str]) -> RunRecord:
+    """Read a metrics file back: arrays as NumPy arrays of their own width, non-finite values restored.
+
+    Raises `MetricsFileError`, which says what is wrong and where, for anything that isn't a metrics file.
+
+    >>> load_run("nowhere.json")
+    Traceback (most recent call last):
+    ...
+    trackmetrics.errors.MetricsFileError: nowhere.json can't be read: No such file or directory
+    """
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise MetricsFileError(f"{os.fspath(path)} can't be read: {error.strerror}") from None
+    try:
+        return _decode_record(text)
+    except MetricsFileError as error:
+        raise MetricsFileError(f"{os.fspath(path)} is not a metrics file: {error}") from None
+
+
+def _decode_record(text: bytes) -> RunRecord:
+    plain = decode(text)
+    if not isinstance(plain, dict):
+        raise MetricsFileError(f"the top level is a {type(plain).__name__}; expected an object")
+    extensions = plain.get("extensions")
+    if isinstance(extensions, dict) and "non_finite" in extensions:
+        restore_non_finite(plain, extensions["non_finite"])
+    return record_from_plain(plain)
+
+
+def _this_process() -> str:
+    started = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"process {os.getpid()} on {socket.gethostname()}, started {started}"
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename last through a power loss, where the system can sync a folder."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

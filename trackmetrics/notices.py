@@ -1,0 +1,43 @@
+"""What a run says once: one `TrackmetricsWarning` for each value that could not be had."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import warnings
+
+from .errors import TrackmetricsWarning
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__))
+
+
+class Notices:
+    """Warns of each thing once, and keeps the messages for the file; never raises, warnings made errors included."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, str] = {}
+
+    @property
+    def messages(self) -> list[str]:
+        """What was said, in order."""
+        return list(self._said.values())
+
+    def say(self, about: str, message: str) -> None:
+        """Warn of `message`, unless something was said about the same value before."""
+        if about in self._said:
+            return
+        self._said[about] = message
+        # Where warnings are errors, or can't be shown, the message stands in the file and the training goes on.
+        with contextlib.suppress(Exception):
+            warnings.warn(TrackmetricsWarning(message), stacklevel=_users_level())
+
+
+def _users_level() -> int:
+    """The stack level of the line of the user's program that led here."""
+    level = 2
+    frame = sys._getframe(2)
+    while frame.f_back is not None and os.path.abspath(frame.f_code.co_filename).startswith(_PACKAGE + os.sep):
+        frame = frame.f_back
+        level += 1
+    return level

@@ -1,0 +1,189 @@
+"""What a user may choose for a run, checked before any training begins."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import string
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypedDict
+
+from .errors import ArgumentError
+from .metrics_file import check_name
+from .plain import NotPlainError, to_plain
+
+
+class OptionValues(TypedDict, total=False):
+    """The keyword arguments of `tracked_training` and `Tracker`, all optional; `Options` says what each means."""
+
+    part: str | Callable[..., str] | None
+    output_dir: str | os.PathLike[str]
+    train: Any
+    dev: Any
+    example: Any
+    evaluate: Callable[[Any, Any], float] | None
+    evaluate_every: int
+    final_train_accuracy: bool
+    finalize: Callable[[Any, Any], Any] | None
+    describe: Callable[[Any], str] | None
+    hyperparameters: Mapping[str, Any] | None
+    progress: Literal["auto"] | bool
+    extensions: bool
+
+
+@dataclass(frozen=True)
+class Options:
+    """One run's choices.
+
+    Attributes:
+        task: the task's name, as it stands in the file.
+        part: the file is `<part>_training_metrics.json`; the task's name by default. For a decorated function also
+            a format over the call's arguments (`"fold{fold}"`), or a function that is called with them.
+        output_dir: the folder of the file, made if missing.
+        train, dev: the training and dev set, or the name of the decorated function's parameter that holds it; by
+            default they are found by their names.
+        example: the example of the final inference, where the dev set doesn't give a first one.
+        evaluate: `evaluate(model, data) -> accuracy` in place of the evaluation pass.
+        evaluate_every: dev accuracy each so many epochs; null between.
+        final_train_accuracy: False saves the pass over the full training set at the end; null then.
+        finalize: `finalize(model, example)`, in place of the final inference; returns a `FinalInference` or a dict of
+            its three keys.
+        describe: `describe(example) -> str`, the text for `example_input`.
+        hyperparameters: added to what is found, and wins: `{"model": {...}, "training": {...}}`; names outside the
+            two are training parameters.
+        progress: a line an epoch on standard error: `"auto"` on a terminal only, True, False.
+        extensions: False leaves all that the seed format doesn't name out of the file.
+
+    Raises `ArgumentError` for a value that can't be right.
+    """
+
+    task: str
+    part: str | Callable[..., str] | None = None
+    output_dir: str | os.PathLike[str] = "output"
+    train: Any = None
+    dev: Any = None
+    example: Any = None
+    evaluate: Callable[[Any, Any], float] | None = None
+    evaluate_every: int = 1
+    final_train_accuracy: bool = True
+    finalize: Callable[[Any, Any], Any] | None = None
+    describe: Callable[[Any], str] | None = None
+    hyperparameters: Mapping[str, Any] | None = None
+    progress: Literal["auto"] | bool = "auto"
+    extensions: bool = True
+
+    def __post_init__(self) -> None:
+        check_name("task", self.task)
+        if not (self.part is None or isinstance(self.part, str) or callable(self.part)):
+            raise _wrong("part", self.part, "a string, or a function of the call's arguments")
+        if isinstance(self.part, str) and not _fields(self.part):
+            check_name("part", self.part)
+        if not isinstance(self.output_dir, (str, os.PathLike)) or not os.fspath(self.output_dir):
+            raise _wrong("output_dir", self.output_dir, "a folder's path")
+        for name in ("evaluate", "finalize", "describe"):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                raise _wrong(name, getattr(self, name), "a function")
+        if not isinstance(self.evaluate_every, int) or isinstance(self.evaluate_every, bool) or self.evaluate_every < 1:
+            raise _wrong("evaluate_every", self.evaluate_every, "a whole number of epochs, 1 or more")
+        for name in ("final_train_accuracy", "extensions"):
+            if not isinstance(getattr(self, name), bool):
+                raise _wrong(name, getattr(self, name), "True or False")
+        if self.progress not in ("auto", True, False):
+            raise _wrong("progress", self.progress, "'auto', True or False")
+        self._check_hyperparameters()
+
+    def _check_hyperparameters(self) -> None:
+        given = self.hyperparameters
+        if given is None:
+            return
+        if not isinstance(given, Mapping):
+            raise _wrong("hyperparameters", given, "a dict of names and plain values")
+        for name, value in given.items():
+            try:
+                to_plain({name: value})
+            except NotPlainError as error:
+                raise ArgumentError(
+                    f"hyperparameters[{name!r}] holds {error}; give numbers, strings, booleans, None, "
+                    "and lists and dicts of them"
+                ) from None
+
+    def given_hyperparameters(self, section: str) -> dict[str, Any]:
+        """What `hyperparameters=` says for `model` or `training`; names outside the two are for training."""
+        given = to_plain(dict(self.hyperparameters or {}))
+        sections = {name: value for name, value in given.items() if name in ("model", "training")}
+        sections = {name: value for name, value in sections.items() if isinstance(value, dict)}
+        loose = {name: value for name, value in given.items() if name not in sections}
+        return {**(loose if section == "training" else {}), **sections.get(section, {})}
+
+    def check_parameters(self, function: str, signature: inspect.Signature) -> None:
+        """Raise `ArgumentError` where an option names a parameter that `function` doesn't have."""
+        known = signature.parameters
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+        for option in ("train", "dev"):
+            name = getattr(self, option)
+            if isinstance(name, str) and name not in known and not takes_any:
+                raise ArgumentError(
+                    f"{option}={name!r} names no parameter of {function}({', '.join(known)}); "
+                    f"give one of its names, or the data itself"
+                )
+        for field in _fields(self.part) if isinstance(self.part, str) else ():
+            if field not in known and not takes_any:
+                raise ArgumentError(
+                    f"part={self.part!r} names {field!r}, which is no parameter of {function}({', '.join(known)})"
+                )
+
+    def check_without_function(self) -> None:
+        """Raise `ArgumentError` where an option is about a function's parameters, and there is no function."""
+        for option in ("train", "dev"):
+            name = getattr(self, option)
+            if isinstance(name, str):
+                raise ArgumentError(
+                    f"{option}={name!r} names a parameter, and a Tracker has none; give the data itself"
+                )
+        if callable(self.part) or (self.part is not None and _fields(self.part)):
+            raise ArgumentError(
+                f"part={self.part!r} asks for a call's arguments, and a Tracker has none; give a string"
+            )
+        if self.part is not None:
+            check_name("part", self.part)
+
+    def for_call(self, arguments: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Options:
+        """The options of one call: its part worked out, its data sets looked up among its arguments."""
+        train, dev = (arguments.get(value) if isinstance(value, str) else value for value in (self.train, self.dev))
+        return replace(self, part=self._part_of(arguments, args, kwargs), train=train, dev=dev)
+
+    def _part_of(self, arguments: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+        if callable(self.part):
+            return check_name("part", self.part(*args, **kwargs))
+        if self.part is None:
+            return None
+        try:
+            part = self.part.format(**arguments)
+        except (AttributeError, KeyError, IndexError, ValueError) as error:
+            raise ArgumentError(f"part={self.part!r} can't be made from the call's arguments: {error!r}") from None
+        return check_name("part", part)
+
+
+def make_options(task: Any, values: Mapping[str, Any]) -> Options:
+    """Check a user's keyword arguments. Raises `ArgumentError` for a name that is no option, too."""
+    known = list(Options.__dataclass_fields__)[1:]
+    for name in values:
+        if name not in known:
+            raise ArgumentError(f"{name!r} is no option; the options are {', '.join(known)}")
+    return Options(task, **values)
+
+
+def _fields(pattern: str) -> list[str]:
+    """The parameters that a format names."""
+    try:
+        names = [name for _, name, _, _ in string.Formatter().parse(pattern) if name is not None]
+    except ValueError as error:
+        raise ArgumentError(f"part={pattern!r} is no format: {error}") from None
+    return [name.split(".")[0].split("[")[0] for name in names]
+
+
+def _wrong(name: str, value: Any, expected: str) -> ArgumentError:
+    shown = repr(value)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return ArgumentError(f"{name} is {shown}, of type {type(value).__name__}; give {expected}")

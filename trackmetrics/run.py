@@ -1,0 +1,303 @@
+"""The user's handle on a run: the run itself, its epochs, and `tracker`, the run in progress."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Mapping
+from contextvars import ContextVar, Token
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+
+from .errors import ArgumentError, RunStateError
+from .options import Options, OptionValues, make_options
+from .record import RunRecord
+
+if TYPE_CHECKING:
+    import torch
+    from typing_extensions import Self, Unpack
+
+    from .engine import Engine
+    from .instruments.said_values import SaidValues
+
+_Result = TypeVar("_Result")
+
+_current: ContextVar[Tracker | None] = ContextVar("trackmetrics_run", default=None)
+
+
+class Tracker:
+    """One run: from entering to leaving, it observes the training and keeps its metrics file up to date.
+
+    Args:
+        task: the task's name; it names the file too, unless `part=` does.
+        **options: see `trackmetrics.options.Options`.
+
+    Use it as a context manager around a training that has no function of its own; a decorated function makes one
+    for each call. Entering raises `OutputError` where the file can't be written and `PathInUseError` where another
+    live run writes it; leaving computes the final results, unless an exception leaves.
+
+    >>> import tempfile
+    >>> with Tracker("demo", output_dir=tempfile.mkdtemp()) as run:
+    ...     with run.epoch() as epoch:
+    ...         epoch.log(train_loss=0.5, train_accuracy=1.0, dev_accuracy=1.0, gradient_norm=0.1)
+    >>> run.record.epochs[0].train_loss
+    0.5
+    """
+
+    def __init__(self, task: str, **options: Unpack[OptionValues]) -> None:
+        self._options = make_options(task, options)
+        self._arguments: Mapping[str, Any] | None = None
+        self._returned: Any = None
+        self._state = "not begun yet"
+        self._engine: Engine | None = None  # while the run lives, unless tracking is disabled
+        self._record: RunRecord | None = None
+        self._path: str | None = None
+        self._open: Epoch | StepEpochs | None = None
+        self._stack = contextlib.ExitStack()
+
+    @classmethod
+    def _for_call(cls, options: Options, arguments: Mapping[str, Any]) -> Tracker:
+        """The run of one call of a decorated function."""
+        run = cls(options.task)
+        run._options, run._arguments = options, arguments
+        return run
+
+    def _returns(self, result: _Result) -> _Result:
+        """Note what the decorated function returned: it may be, or hold, the model."""
+        self._returned = result
+        return result
+
+    # The run
+
+    def __enter__(self) -> Self:
+        if self._state != "not begun yet":
+            raise RunStateError(f"this run is {self._state}; make a new Tracker for each run")
+        if self._arguments is None:
+            self._options.check_without_function()
+        with contextlib.ExitStack() as stack:
+            if not _disabled():
+                from .engine import Engine  # this is where torch is imported
+
+                engine = Engine(self._options, self._arguments or {}, self._steps_completed)
+                stack.enter_context(engine.running())
+                self._engine, self._path = engine, str(engine.file.path)
+            stack.callback(_reset, _current.set(self))
+            self._state = "running"
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> Literal[False]:
+        with self._stack:
+            engine, returned = self._engine, self._returned
+            self._state, self._arguments, self._returned, self._open = "ended", None, None, None
+            try:
+                if engine is not None and error is not None:
+                    engine.failed(error)
+                elif engine is not None:
+                    engine.completed(returned)
+            finally:
+                self._record = None if engine is None else engine.record
+                self._engine = None
+        return False
+
+    @property
+    def record(self) -> RunRecord:
+        """The run so far at full precision; after the run, all of it. Raises `RunStateError` before it began."""
+        record = self._record if self._engine is None else self._engine.record
+        if record is None:
+            raise RunStateError(f"this run has no record: it is {self._state}, or tracking is disabled")
+        return record
+
+    @property
+    def path(self) -> str:
+        """The metrics file's absolute path. Raises `RunStateError` before the run began."""
+        if self._path is None:
+            raise RunStateError(f"this run has no file: it is {self._state}, or tracking is disabled")
+        return self._path
+
+    def watch(self, model: torch.nn.Module) -> None:
+        """Say which model is trained, where it isn't found by itself (several models, a model out of reach)."""
+        self._check_running("watch()")
+        if self._engine is not None:
+            self._engine.watch(model)
+
+    # Epochs
+
+    def epoch(self) -> Epoch:
+        """Track one epoch: `with tracker.epoch() as epoch:` around its body.
+
+        Raises `RunStateError` outside a run, and inside another epoch of the same run.
+        """
+        return Epoch(self)
+
+    def epochs(self, *, every: int) -> StepEpochs:
+        """Track a loop that counts steps: one record each `every` training steps, and one for a shorter rest.
+
+        Raises `ArgumentError` unless `every` is a whole number from 1, and `RunStateError` as `epoch` does.
+        """
+        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+            raise ArgumentError(f"every is {every!r}; give a whole number of training steps, 1 or more")
+        return StepEpochs(self, every)
+
+    def _begin(self, epoch: Epoch | StepEpochs) -> Engine | None:
+        self._check_running("epoch()")
+        if self._open is not None:
+            raise RunStateError(
+                "epoch() was entered inside another epoch of the same run; leave the first one before the next begins"
+            )
+        self._open = epoch
+        if self._engine is not None:
+            self._engine.epoch_begins()
+        return self._engine
+
+    def _end(self) -> None:
+        self._open = None
+
+    def _steps_completed(self) -> None:
+        if isinstance(self._open, StepEpochs):
+            self._open._steps_completed()
+
+    def _check_running(self, call: str) -> None:
+        if self._state != "running":
+            raise RunStateError(f"{call} was called on a run that is {self._state}; call it inside the run")
+
+
+class _Sayable:
+    """What an epoch lets its user say outright; it wins over what is observed."""
+
+    _values: SaidValues | None = None
+
+    def log(self, **values: Any) -> None:
+        """Say values by name: the record's own (`dev_accuracy=0.9`) or any other (`perplexity=12.3`).
+
+        Tensors and NumPy scalars are taken as numbers, without waiting for the device. Raises `ArgumentError` for
+        `epoch` and `elapsed_seconds`, which are the run's to say; a value that is no plain data is null.
+        """
+        if self._values is not None:
+            self._values.log(values)
+
+    def update(self, *, loss: Any = None, output: Any = None, target: Any = None) -> None:
+        """Say a batch outright: its mean loss, and its outputs with their targets, from which accuracy follows.
+
+        `loss` is a number or a tensor of one element, weighted by the number of targets (1 without `target`).
+        `output` has shape `[*, num_classes]` or `[batch, num_classes, *]` for a `target` of class indices `[*]`;
+        shapes that don't pair make the accuracy null. Raises `ArgumentError` where `output` comes without `target`.
+        """
+        if self._values is not None:
+            self._values.update(loss, output, target)
+
+    def _expect_values(self) -> None:
+        from .instruments.said_values import SaidValues
+
+        self._values = SaidValues()
+
+    def _take_values(self) -> SaidValues:
+        values, self._values = self._values, None
+        assert values is not None
+        return values
+
+
+class Epoch(_Sayable):
+    """One epoch being tracked, from `tracker.epoch()`."""
+
+    def __init__(self, run: Tracker) -> None:
+        self._run = run
+        self._engine: Engine | None = None
+
+    def __enter__(self) -> Self:
+        self._engine = self._run._begin(self)
+        if self._engine is not None:
+            self._expect_values()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> Literal[False]:
+        engine, self._engine = self._engine, None
+        self._run._end()
+        if engine is not None and error is not None:
+            engine.epoch_abandoned()
+        elif engine is not None:
+            engine.epoch_ends(self._take_values(), sys._getframe(1))
+        return False
+
+
+class StepEpochs(_Sayable):
+    """`tracker.epochs(every=N)`: a record each N training steps, and one for the rest."""
+
+    def __init__(self, run: Tracker, every: int) -> None:
+        self._run = run
+        self._size = every
+        self._engine: Engine | None = None
+        self._frame: FrameType | None = None
+        self._begun_at = 0
+
+    def __enter__(self) -> Self:
+        self._engine = self._run._begin(self)
+        if self._engine is not None:
+            self._frame = sys._getframe(1)
+            self._begin_record(self._engine)
+        return self
+
+    def _begin_record(self, engine: Engine) -> None:
+        self._begun_at = engine.completed_steps
+        self._expect_values()
+
+    def _steps_completed(self) -> None:
+        """Close the record if it has its steps, and begin the next."""
+        engine = self._engine
+        if engine is not None and engine.completed_steps - self._begun_at >= self._size:
+            engine.epoch_ends(self._take_values(), self._frame)
+            engine.epoch_begins()
+            self._begin_record(engine)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> Literal[False]:
+        engine, self._engine = self._engine, None
+        frame, self._frame = self._frame, None
+        self._run._end()
+        if engine is None:
+            return False
+        nothing_left = bool(engine.record.epochs) and engine.completed_steps == self._begun_at
+        if error is not None or nothing_left:
+            engine.epoch_abandoned()
+        else:
+            engine.epoch_ends(self._take_values(), frame)
+        return False
+
+
+class _CurrentRun:
+    """Stands for the run in progress in this thread or task."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        run = _current.get()
+        if run is None:
+            raise RunStateError(
+                f"tracker.{name} was used outside a run; decorate the training function with @tracked_training(...), "
+                "or open a run with `with Tracker(task=...)`"
+            )
+        return getattr(run, name)
+
+    def __repr__(self) -> str:
+        return f"<the run in progress: {_current.get()!r}>"
+
+
+tracker: Tracker = cast(Tracker, _CurrentRun())
+"""The run in progress in this thread or task; using it outside a run raises `RunStateError`."""
+
+
+def _disabled() -> bool:
+    return os.environ.get("TRACKMETRICS_DISABLED", "").lower() not in ("", "0", "false")
+
+
+def _reset(token: Token[Tracker | None]) -> None:
+    try:
+        _current.reset(token)
+    except ValueError:  # left in another context than it was entered in, as some notebooks do
+        _current.set(None)
