@@ -18,7 +18,7 @@ from trackmetrics.instruments.criteria import CRITERIA
 def _process_wide_state():
     """Everything that tracking patches, hooks or switches for the whole process."""
     return {
-        **{f"{criterion.owner.__name__}.{criterion.name}": getattr(criterion.owner, criterion.name) for criterion in CRITERIA},
+        "criteria": {criterion.name: getattr(criterion.owner, criterion.name) for criterion in CRITERIA},
         "torch.autograd.backward": torch.autograd.backward,
         "GradScaler.scale": torch.amp.GradScaler.scale,
         "GradScaler.step": torch.amp.GradScaler.step,

@@ -158,7 +158,8 @@ def _normaliser(call: Call, counted: torch.Tensor | None) -> torch.Tensor | int:
     weight = call.argument("weight")
     if _hard(call) and weight is not None and counted is not None:
         indices = call.target.clamp(0, weight.numel() - 1)  # ignored targets may lie outside
-        return (weight.detach()[indices] * counted).sum()
+        weights: torch.Tensor = weight.detach()[indices] * counted
+        return weights.sum()
     return _number_of_targets(call) if counted is None else counted.sum()
 
 

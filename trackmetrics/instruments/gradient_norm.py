@@ -270,7 +270,8 @@ def _root_of_squares(norms: list[torch.Tensor]) -> torch.Tensor:
     first = norms[0]
     if any(norm.device != first.device or norm.dtype != first.dtype for norm in norms):
         norms = [norm.to(first.device, _widest(first.device)) for norm in norms]
-    return torch.linalg.vector_norm(torch.stack(norms), dtype=_widest(first.device))
+    total: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms), dtype=_widest(first.device))
+    return total
 
 
 def _norm_of_one(grad: torch.Tensor) -> torch.Tensor:
@@ -278,8 +279,10 @@ def _norm_of_one(grad: torch.Tensor) -> torch.Tensor:
         grad = grad.coalesce().values()
     elif grad.layout is not torch.strided:
         grad = grad.values()
-    norm = torch.linalg.vector_norm(grad, dtype=_wide(grad.dtype, grad.device))
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    norm: torch.Tensor = torch.linalg.vector_norm(grad, dtype=_wide(grad.dtype, grad.device))
+    if hasattr(norm, "full_tensor"):  # a shard's: summed over its mesh
+        norm = norm.full_tensor()
+    return norm
 
 
 def _wide(dtype: torch.dtype, device: torch.device) -> torch.dtype | None:

@@ -113,7 +113,7 @@ def _plain_object(value: Any) -> Mapping[str, Any] | None:
         to_plain(vars(value))
     except NotPlainError:
         return None
-    return vars(value)
+    return dict(vars(value))
 
 
 class OptimizerSettings:
