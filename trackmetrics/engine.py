@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 from .assessment import Assessment
 from .environment import describe_environment, describe_process
@@ -45,7 +45,7 @@ class Engine:
     def __init__(self, options: Options, arguments: Mapping[str, Any], on_steps: Callable[[], None]) -> None:
         timestamp = self.clock.now().astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         self.record = RunRecord(Metadata(options.task, timestamp))
-        self.file = MetricsFile(options.output_dir, cast("str | None", options.part) or options.task)
+        self.file = MetricsFile(options.folder, options.file_part)
         self._options = options
         self._notices = Notices()
         self._training = Training(self._instrument_failed, on_steps)

@@ -18,7 +18,7 @@ class OptionValues(TypedDict, total=False):
     """The keyword arguments of `tracked_training` and `Tracker`, all optional; `Options` says what each means."""
 
     part: str | Callable[..., str] | None
-    output_dir: str | os.PathLike[str]
+    output_dir: str | os.PathLike[str] | Callable[..., str | os.PathLike[str]]
     train: Any
     dev: Any
     example: Any
@@ -40,7 +40,8 @@ class Options:
         task: the task's name, as it stands in the file.
         part: the file is `<part>_training_metrics.json`; the task's name by default. For a decorated function also
             a format over the call's arguments (`"fold{fold}"`), or a function that is called with them.
-        output_dir: the folder of the file, made if missing.
+        output_dir: the folder of the file, made if missing. For a decorated function also a function that is called
+            with the call's arguments.
         train, dev: the training and dev set, or the name of the decorated function's parameter that holds it; by
             default they are found by their names.
         example: the example of the final inference, where the dev set doesn't give a first one.
@@ -60,7 +61,7 @@ class Options:
 
     task: str
     part: str | Callable[..., str] | None = None
-    output_dir: str | os.PathLike[str] = "output"
+    output_dir: str | os.PathLike[str] | Callable[..., str | os.PathLike[str]] = "output"
     train: Any = None
     dev: Any = None
     example: Any = None
@@ -79,8 +80,8 @@ class Options:
             raise _wrong("part", self.part, "a string, or a function of the call's arguments")
         if isinstance(self.part, str) and not _fields(self.part):
             check_name("part", self.part)
-        if not isinstance(self.output_dir, (str, os.PathLike)) or not os.fspath(self.output_dir):
-            raise _wrong("output_dir", self.output_dir, "a folder's path")
+        if not callable(self.output_dir):
+            _check_folder(self.output_dir)
         for name in ("evaluate", "finalize", "describe"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise _wrong(name, getattr(self, name), "a function")
@@ -107,6 +108,18 @@ class Options:
                     f"hyperparameters[{name!r}] holds {error}; give numbers, strings, booleans, None, "
                     "and lists and dicts of them"
                 ) from None
+
+    @property
+    def folder(self) -> str | os.PathLike[str]:
+        """The output folder of a run, whose call's arguments have been worked in."""
+        assert not callable(self.output_dir)
+        return self.output_dir
+
+    @property
+    def file_part(self) -> str:
+        """The part that names a run's file, whose call's arguments have been worked in."""
+        assert not callable(self.part)
+        return self.part or self.task
 
     def given_hyperparameters(self, section: str) -> dict[str, Any]:
         """What `hyperparameters=` says for `model` or `training`; names outside the two are for training."""
@@ -141,6 +154,8 @@ class Options:
                 raise ArgumentError(
                     f"{option}={name!r} names a parameter, and a Tracker has none; give the data itself"
                 )
+        if callable(self.output_dir):
+            raise ArgumentError("output_dir= is a function of a call's arguments; a Tracker has none: give a path")
         if callable(self.part) or (self.part is not None and _fields(self.part)):
             raise ArgumentError(
                 f"part={self.part!r} asks for a call's arguments, and a Tracker has none; give a string"
@@ -151,7 +166,10 @@ class Options:
     def for_call(self, arguments: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Options:
         """The options of one call: its part worked out, its data sets looked up among its arguments."""
         train, dev = (arguments.get(value) if isinstance(value, str) else value for value in (self.train, self.dev))
-        return replace(self, part=self._part_of(arguments, args, kwargs), train=train, dev=dev)
+        folder = self.output_dir(*args, **kwargs) if callable(self.output_dir) else self.output_dir
+        return replace(
+            self, part=self._part_of(arguments, args, kwargs), output_dir=_check_folder(folder), train=train, dev=dev
+        )
 
     def _part_of(self, arguments: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
         if callable(self.part):
@@ -181,6 +199,12 @@ def _fields(pattern: str) -> list[str]:
     except ValueError as error:
         raise ArgumentError(f"part={pattern!r} is no format: {error}") from None
     return [name.split(".")[0].split("[")[0] for name in names]
+
+
+def _check_folder(folder: Any) -> str | os.PathLike[str]:
+    if not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder):
+        raise _wrong("output_dir", folder, "a folder's path")
+    return folder
 
 
 def _wrong(name: str, value: Any, expected: str) -> ArgumentError:
