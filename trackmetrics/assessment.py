@@ -312,7 +312,9 @@ class Assessment:
     def hyperparameters(self, epochs_done: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """The model's and the training's hyperparameters, as far as they are known by now."""
         model = {} if self._model is None else hyperparameters.of_model(self._model, self._training.constructed)
-        arguments = hyperparameters.spread(self._arguments)
+        data = {id(found.data) for found in (*self._train, *self._dev)}
+        own = {name: value for name, value in self._arguments.items() if id(value) not in data}
+        arguments = hyperparameters.spread(own)
         planned = [arguments[name] for name in _EPOCH_ARGUMENTS if isinstance(arguments.get(name), int)]
         training = {
             **arguments,

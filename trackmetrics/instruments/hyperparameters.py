@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import math
 import re
 import types
 import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -60,12 +62,22 @@ def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _small(value: Any) -> Any:
-    if isinstance(value, torch.Tensor) and value.numel() > 1:
-        raise NotPlainError("a tensor is data")
-    if isinstance(value, (list, tuple, set, frozenset)) and len(value) > _MAX_ITEMS:
-        raise NotPlainError("a long list is data")
+    """The plain form of a parameter, which is no data: a tensor of several numbers and a long list are."""
     bundle = _bundle(value) if not isinstance(value, Mapping) else None
-    return to_plain(value if bundle is None else bundle)
+    value = value if bundle is None else bundle
+    if _holds_data(value):
+        raise NotPlainError("tensors and long lists are data")
+    return to_plain(value)
+
+
+def _holds_data(value: Any) -> bool:
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return math.prod(value.shape) > 1
+    if isinstance(value, Mapping):
+        return any(map(_holds_data, value.values()))
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return len(value) > _MAX_ITEMS or any(map(_holds_data, value))
+    return False
 
 
 def _without_secrets(plain: Any) -> Any:
