@@ -1,0 +1,168 @@
+"""The house as docs/explanation/architecture.md draws it: imports point down, and importing is light."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from importlib.resources import files
+from importlib.util import resolve_name
+
+import pytest
+
+import trackmetrics
+
+# From the ground up. A module may import from floors below its own; on one floor only what is listed.
+FLOORS = [
+    ["errors"],
+    ["plain"],
+    ["record", "notices"],
+    ["json_text", "progress", "environment"],
+    ["metrics_file"],
+    ["options"],
+    ["instruments"],
+    ["assessment"],
+    ["engine"],
+    ["run"],
+    ["decorator"],
+    ["demo"],
+    ["cli"],
+]
+INSTRUMENT_FLOORS = [
+    ["criteria", "guard", "undisturbed", "discovery", "hyperparameters", "attention", "data", "gradient_norm"],
+    ["events", "pairing"],
+    ["training_metrics"],
+    ["steps", "said_values", "evaluation"],
+    ["training", "final_inference"],
+]
+NAMES = [
+    "FinalInference", "RunRecord", "Tracker", "TrackmetricsError", "TrackmetricsWarning", "__version__", "load_run",
+    "tracked_training", "tracker",
+]  # fmt: skip
+
+
+def modules():
+    """Each module of the installed package by its dotted name below `trackmetrics`, with its tree."""
+    root = files("trackmetrics")
+    for folder, prefix in ((root, ""), (root / "instruments", "instruments.")):
+        for file in sorted(folder.iterdir(), key=lambda item: item.name):
+            if file.name.endswith(".py") and file.name != "__init__.py":
+                yield prefix + file.name.removesuffix(".py"), ast.parse(file.read_text(encoding="utf-8"))
+
+
+def imported(name, tree):
+    """The package's own modules that a module imports while it runs, below `trackmetrics`."""
+    package = "trackmetrics." + name.rpartition(".")[0] if "." in name else "trackmetrics"
+    for node in without_typing_blocks(tree):
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("trackmetrics")):
+            base = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module
+            below = base.removeprefix("trackmetrics").removeprefix(".")
+            yield from ([below] if below else [item.name for item in node.names])
+            if below == "instruments":
+                yield from (f"instruments.{item.name}" for item in node.names)
+
+
+def without_typing_blocks(tree):
+    """Every node but those under `if TYPE_CHECKING:`, which never run."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            continue
+        yield node
+        waiting.extend(ast.iter_child_nodes(node))
+
+
+def floor_of(name, floors):
+    """Which floor a module is on."""
+    found = [number for number, names in enumerate(floors) if name in names]
+    assert found, f"{name} stands on no floor: give it one in this test and in the picture"
+    return found[0]
+
+
+def upward(sources):
+    """Each import that doesn't point down, as 'from -> to'."""
+    wrong = []
+    for name, tree in sources:
+        for target in imported(name, tree):
+            here, there = name.partition("."), target.partition(".")
+            if here[0] == there[0] == "instruments":
+                if there[2] and floor_of(there[2], INSTRUMENT_FLOORS) >= floor_of(here[2], INSTRUMENT_FLOORS):
+                    wrong.append(f"{name} -> {target}")
+            elif there[0] in NAMES:
+                continue  # the demo imports the root, as a user does
+            elif floor_of(there[0], FLOORS) >= floor_of(here[0], FLOORS):
+                wrong.append(f"{name} -> {target}")
+    return wrong
+
+
+def test_imports_point_down():
+    """No module imports from its own floor or one above."""
+    assert upward(modules()) == []
+
+
+def test_every_module_stands_on_a_floor():
+    """A new module is given its place before it is used."""
+    for name, _ in modules():
+        head, _, tail = name.partition(".")
+        floor_of(head, FLOORS)
+        if tail:
+            floor_of(tail, INSTRUMENT_FLOORS)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("record", "from .run import Tracker"),
+        ("instruments.criteria", "from .training import Training"),
+        ("instruments.criteria", "from ..engine import Engine"),
+        ("errors", "def f():\n    from .plain import to_plain"),
+    ],
+)
+def test_the_floors_test_can_fail(name, line):
+    """An import that points up is found, inside a function too."""
+    assert len(upward([(name, ast.parse(line))])) == 1
+
+
+def test_the_roots_names_are_pinned():
+    """What a user may import, sorted; each of them is there."""
+    assert trackmetrics.__all__ == NAMES == sorted(NAMES)
+    for name in NAMES:
+        assert getattr(trackmetrics, name) is not None
+    assert set(NAMES) <= set(dir(trackmetrics))
+    with pytest.raises(AttributeError, match="has no attribute 'trackd_training'"):
+        trackmetrics.trackd_training  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import trackmetrics",
+        "from trackmetrics import tracked_training, tracker, Tracker, TrackmetricsError, load_run",
+        "import trackmetrics; trackmetrics.tracked_training('t')(lambda train: None)",
+    ],
+)
+def test_importing_is_light(statement):
+    """Neither importing nor decorating loads torch."""
+    code = f"import sys; {statement}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_light_import_test_can_fail():
+    """The same check sees torch when a run begins."""
+    code = "import sys; from trackmetrics import Tracker; Tracker('t').__enter__(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 1
+
+
+def test_public_names_are_documented():
+    """Every public name has a docstring, and what can be called has an example in it."""
+    for name in NAMES:
+        value = getattr(trackmetrics, name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert value.__doc__, name
+    for value in (
+        trackmetrics.tracked_training,
+        trackmetrics.Tracker,
+        trackmetrics.load_run,
+        trackmetrics.FinalInference,
+    ):
+        assert ">>>" in value.__doc__, value

@@ -1,0 +1,24 @@
+"""The examples in the docstrings are true."""
+
+import doctest
+from importlib import import_module
+from importlib.resources import files
+
+import pytest
+
+ROOT = files("trackmetrics")
+MODULES = sorted(
+    prefix + file.name.removesuffix(".py")
+    for folder, prefix in ((ROOT, "trackmetrics."), (ROOT / "instruments", "trackmetrics.instruments."))
+    for file in folder.iterdir()
+    if file.name.endswith(".py") and file.name != "__init__.py" and ">>>" in file.read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.filterwarnings("ignore::trackmetrics.TrackmetricsWarning")
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_run(name):
+    """Each `>>>` line gives what the docstring says."""
+    failed, tried = doctest.testmod(import_module(name))
+    assert tried > 0
+    assert failed == 0
