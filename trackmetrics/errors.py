@@ -36,3 +36,16 @@ class MetricsFileError(TrackmetricsError, ValueError):
 
 class TrackmetricsWarning(UserWarning):
     """A value that could not be had or written; training goes on."""
+
+
+def shown(value: object) -> str:
+    """Give a value as a message shows it: its `repr` on one line, 60 characters at most; never raises.
+
+    >>> shown("letter_counting")
+    "'letter_counting'"
+    """
+    try:
+        text = repr(value).replace("\n", " ")
+    except Exception:  # a repr of the user's own, or nesting deeper than the stack
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 60 else text[:57] + "..."

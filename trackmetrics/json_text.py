@@ -6,7 +6,9 @@ null; `non_finite` says where each stood, and `restore_non_finite` puts them bac
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from .errors import MetricsFileError
+from .errors import MetricsFileError, shown
 
 _LINE_WIDTH = 100
 _NAMES = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_LONG_INTEGER = re.compile(rb"[0-9]{19}")  # may be past 64 bits, where orjson reads a float
 
 
 def encode(plain: dict[str, Any]) -> bytes:
@@ -35,8 +38,9 @@ def encode(plain: dict[str, Any]) -> bytes:
 def decode(text: bytes) -> Any:
     """Parse strict JSON. Raises `MetricsFileError` with the place and the reason."""
     try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
+        plain = orjson.loads(text)
+        return json.loads(text) if _LONG_INTEGER.search(text) else plain
+    except (orjson.JSONDecodeError, RecursionError) as error:
         raise MetricsFileError(f"not valid JSON: {error}") from None
 
 
@@ -45,7 +49,7 @@ def _pieces(value: Any, depth: int) -> Iterator[bytes]:
         yield from _bracketed((_pieces(item, depth + 1) for item in value), b"[]", depth)
         return
     if isinstance(value, np.ndarray):
-        yield orjson.dumps(np.ascontiguousarray(value), option=orjson.OPT_SERIALIZE_NUMPY)
+        yield _row(value)
         return
     if not _holds_arrays(value):
         line = _one_line(value)
@@ -56,6 +60,17 @@ def _pieces(value: Any, depth: int) -> Iterator[bytes]:
         yield from _bracketed((_member(key, item, depth + 1) for key, item in value.items()), b"{}", depth)
     else:
         yield from _bracketed((_pieces(item, depth + 1) for item in value), b"[]", depth)
+
+
+def _row(row: npt.NDArray[Any]) -> bytes:
+    line = orjson.dumps(np.ascontiguousarray(row), option=orjson.OPT_SERIALIZE_NUMPY)
+    if row.dtype == np.float32:
+        # Readers parse decimals as doubles, and about one float32 in a billion (7.038531e-26) comes back as its
+        # neighbour from there: then the row's decimals are those of the doubles.
+        read = np.array(orjson.loads(line), dtype=np.float32)
+        if np.any(np.isfinite(row) & (read != row)):
+            return _row(row.astype(np.float64))
+    return line
 
 
 def _member(key: str, value: Any, depth: int) -> Iterator[bytes]:
@@ -87,7 +102,7 @@ def _one_line(value: Any) -> bytes:
 
 
 def _is_flat(value: Any) -> bool:
-    """A container of scalars alone, such as an epoch: one line however long; but a top-level one may break."""
+    """A container of scalars alone, such as an epoch: one line, however long."""
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return not any(isinstance(item, (dict, list)) for item in items)
 
@@ -142,24 +157,28 @@ def restore_non_finite(plain: Any, entries: Any) -> None:
     Raises `MetricsFileError` where an entry names no place of the file, or one where no null stands.
     """
     if not isinstance(entries, dict):
-        raise MetricsFileError(f"/extensions/non_finite is {entries!r}; expected an object")
+        raise MetricsFileError(f"/extensions/non_finite is {shown(entries)}; expected an object")
     for pointer, entry in entries.items():
         try:
             _restore(plain, pointer, entry)
         except (KeyError, IndexError, TypeError, ValueError):
             raise MetricsFileError(
-                f"/extensions/non_finite says {entry!r:.60} stands at {pointer!r}, where no such null is"
+                f"/extensions/non_finite says {shown(entry)} stands at {shown(pointer)}, where no such null is"
             ) from None
 
 
 def _restore(plain: Any, pointer: str, entry: Any) -> None:
-    *parents, last = [part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")[1:]]
+    root, *parents, last = [part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")]
+    if root:
+        raise ValueError(pointer)
     holder = plain
     for part in parents:
         holder = holder[_key(holder, part)]
     if isinstance(entry, str):
         _put(holder, _key(holder, last), _NAMES[entry])
         return
+    if not isinstance(entry, dict):
+        raise TypeError(entry)
     rows = _innermost_rows(holder[_key(holder, last)])
     width = len(rows[0])
     for name, runs in entry.items():
@@ -177,7 +196,11 @@ def _put(holder: Any, key: Any, number: float) -> None:
 
 
 def _key(holder: Any, part: str) -> Any:
-    return int(part) if isinstance(holder, list) else part
+    if not isinstance(holder, list):
+        return part
+    if not part.isdecimal() or str(int(part)) != part:
+        raise ValueError(part)
+    return int(part)
 
 
 def _innermost_rows(array: Any) -> list[list[Any]]:

@@ -18,10 +18,11 @@ from typing import Any
 import filelock
 import numpy as np
 
-from .errors import InvalidNameError, MetricsFileError, OutputError, PathInUseError
+from .errors import InvalidNameError, MetricsFileError, OutputError, PathInUseError, shown
 from .json_text import decode, encode, non_finite, restore_non_finite
 from .record import FORMAT_VERSION, RunRecord, record_from_plain, record_to_plain
 
+DESCRIBING_KEYS = ("format_version", "dtypes", "non_finite")  # of the extensions: what they say is about the text
 _SUFFIX = "_training_metrics.json"
 _LONGEST_NAME = 200  # bytes; with the suffix and a temporary file's own, below the 255 that filesystems allow
 
@@ -33,7 +34,7 @@ def check_name(role: str, name: Any) -> str:
     """
     mend = f"give a {role} of letters, digits, spaces, '_', '-' and '.', such as 'letter_counting'"
     if not isinstance(name, str):
-        raise InvalidNameError(f"the {role} is {name!r}, of type {type(name).__name__}; {mend}")
+        raise InvalidNameError(f"the {role} is {shown(name)}, of type {type(name).__name__}; {mend}")
     if not name.strip():
         raise InvalidNameError(f"the {role} is empty ({name!r}); {mend}")
     if "/" in name or "\\" in name or name.startswith("."):
@@ -66,32 +67,42 @@ class MetricsFile:
             self.folder = Path(output_dir).absolute()
         except TypeError:
             raise OutputError(
-                f"output_dir is {output_dir!r}, of type {type(output_dir).__name__}; give a folder's path"
+                f"output_dir is {shown(output_dir)}, of type {type(output_dir).__name__}; give a folder's path"
+            ) from None
+        except FileNotFoundError:
+            raise OutputError(
+                f"output_dir is {shown(output_dir)}, in a working folder that no longer exists; give an absolute path"
             ) from None
         self.path = self.folder / f"{check_name('part', part)}{_SUFFIX}"
         self._lock_path = self.folder / f".{self.path.name}.lock"
-        self._lock = filelock.FileLock(self._lock_path, timeout=0)
+        # A run may be left in another thread than it was entered in, so the lock is the object's, not the thread's.
+        self._lock = filelock.FileLock(self._lock_path, timeout=0, thread_local=False)
 
     def __enter__(self) -> MetricsFile:
         self._try_folder()
         holder = self._holder()  # read first: a contender's attempt may empty the lock's text
         try:
             self._lock.acquire()
-        except (filelock.Timeout, RuntimeError):
-            raise PathInUseError(
-                f"another live run writes {self.path} ({holder}); give this one another part= or output_dir=, "
-                "or wait until that one has ended"
-            ) from None
-        except OSError as error:
+        except filelock.Timeout:
+            raise self._in_use(holder) from None
+        except (OSError, NotImplementedError) as error:
             raise OutputError(
-                f"{self._lock_path} can't be locked ({error.strerror}); choose another output_dir="
+                f"{self._lock_path} can't be locked ({_reason(error)}); choose another output_dir="
             ) from None
+        except RuntimeError:  # this very thread holds it
+            raise self._in_use(holder) from None
         with contextlib.suppress(OSError):
             self._lock_path.write_text(_this_process(), encoding="utf-8")
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._lock.release()
+
+    def _in_use(self, holder: str) -> PathInUseError:
+        return PathInUseError(
+            f"another live run writes {self.path} ({holder}); give this one another part= or output_dir=, "
+            "or wait until that one has ended"
+        )
 
     def _try_folder(self) -> None:
         mend = "choose an output_dir= that can be written"
@@ -106,8 +117,8 @@ class MetricsFile:
             raise
         except FileExistsError:
             raise OutputError(f"the output folder {self.folder} is a file; {mend}") from None
-        except OSError as error:
-            raise OutputError(f"the output folder {self.folder} can't be written ({error.strerror}); {mend}") from None
+        except (OSError, ValueError) as error:  # ValueError: a null character
+            raise OutputError(f"the output folder {self.folder} can't be written ({_reason(error)}); {mend}") from None
 
     def _holder(self) -> str:
         try:
@@ -143,21 +154,15 @@ def encode_record(record: RunRecord) -> bytes:
     widened = _widened(record)
     plain = record_to_plain(widened)
     if widened.extensions is not None:
-        body = {key: value for key, value in plain.items() if key != "extensions"}
-        described = {"dtypes": _dtypes(widened), "non_finite": non_finite(body)}
-        own = {"format_version": FORMAT_VERSION, **plain["extensions"]}
-        own |= {key: value for key, value in described.items() if value}
-        plain["extensions"] = own | _outside(non_finite(own, "/extensions"), own)
+        given = {key: value for key, value in plain["extensions"].items() if key not in DESCRIBING_KEYS}
+        plain["extensions"] = {"format_version": FORMAT_VERSION, **given}
+        described = {"dtypes": _dtypes(widened), "non_finite": non_finite(plain)}
+        plain["extensions"] |= {key: value for key, value in described.items() if value}
     return encode(plain)
 
 
-def _outside(entries: dict[str, Any], extensions: dict[str, Any]) -> dict[str, Any]:
-    """The non-finite values of the extensions themselves join the same map."""
-    return {"non_finite": extensions.get("non_finite", {}) | entries} if entries else {}
-
-
 def _widened(record: RunRecord) -> RunRecord:
-    """Half types have no decimals of their own in JSON writers: float32 holds each of their values."""
+    """JSON writers know two widths of floats: half types become float32, whatever else float64."""
     inference = record.final_inference
     if inference is None:
         return record
@@ -168,7 +173,8 @@ def _widened(record: RunRecord) -> RunRecord:
 
 def _single_or_double(array: Any) -> Any:
     array = np.asarray(array)
-    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
+    single = array.dtype.kind == "f" and array.dtype.itemsize <= 4
+    return array.astype(np.float32 if single else np.float64, copy=False)
 
 
 def _dtypes(record: RunRecord) -> dict[str, str]:
@@ -187,6 +193,7 @@ def _dtypes(record: RunRecord) -> dict[str, str]:
 def load_run(path: str | os.PathLike[str]) -> RunRecord:
     """Read a metrics file back: arrays as NumPy arrays of their own width, non-finite values restored.
 
+    A null in an array of which the file doesn't say what it was (the extensions were left out) becomes NaN.
     Raises `MetricsFileError`, which says what is wrong and where, for anything that isn't a metrics file.
 
     >>> load_run("nowhere.json")
@@ -196,8 +203,8 @@ def load_run(path: str | os.PathLike[str]) -> RunRecord:
     """
     try:
         text = Path(path).read_bytes()
-    except OSError as error:
-        raise MetricsFileError(f"{os.fspath(path)} can't be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        raise MetricsFileError(f"{os.fspath(path)} can't be read: {_reason(error)}") from None
     try:
         return _decode_record(text)
     except MetricsFileError as error:
@@ -206,12 +213,14 @@ def load_run(path: str | os.PathLike[str]) -> RunRecord:
 
 def _decode_record(text: bytes) -> RunRecord:
     plain = decode(text)
-    if not isinstance(plain, dict):
-        raise MetricsFileError(f"the top level is a {type(plain).__name__}; expected an object")
-    extensions = plain.get("extensions")
+    extensions = plain.get("extensions") if isinstance(plain, dict) else None
     if isinstance(extensions, dict) and "non_finite" in extensions:
         restore_non_finite(plain, extensions["non_finite"])
     return record_from_plain(plain)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _this_process() -> str:

@@ -9,7 +9,8 @@ import warnings
 
 from .errors import TrackmetricsWarning
 
-_PACKAGE = os.path.dirname(os.path.abspath(__file__))
+# A fault in one of the package's own `with` blocks comes by way of contextlib.
+_NOT_THE_USERS = (os.path.dirname(os.path.abspath(__file__)) + os.sep, os.path.abspath(contextlib.__file__))
 
 
 class Notices:
@@ -37,7 +38,7 @@ def _users_level() -> int:
     """The stack level of the line of the user's program that led here."""
     level = 2
     frame = sys._getframe(2)
-    while frame.f_back is not None and os.path.abspath(frame.f_code.co_filename).startswith(_PACKAGE + os.sep):
+    while frame.f_back is not None and os.path.abspath(frame.f_code.co_filename).startswith(_NOT_THE_USERS):
         frame = frame.f_back
         level += 1
     return level

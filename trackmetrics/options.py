@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict
 
-from .errors import ArgumentError
+from .errors import ArgumentError, shown
 from .metrics_file import check_name
 from .plain import NotPlainError, to_plain
 
@@ -90,7 +90,7 @@ class Options:
         for name in ("final_train_accuracy", "extensions"):
             if not isinstance(getattr(self, name), bool):
                 raise _wrong(name, getattr(self, name), "True or False")
-        if self.progress not in ("auto", True, False):
+        if not isinstance(self.progress, bool) and not (isinstance(self.progress, str) and self.progress == "auto"):
             raise _wrong("progress", self.progress, "'auto', True or False")
         self._check_hyperparameters()
 
@@ -108,6 +108,10 @@ class Options:
                     f"hyperparameters[{name!r}] holds {error}; give numbers, strings, booleans, None, "
                     "and lists and dicts of them"
                 ) from None
+        try:
+            to_plain(given)
+        except NotPlainError as error:
+            raise ArgumentError(f"hyperparameters holds {error}; give each parameter a name of its own") from None
 
     @property
     def folder(self) -> str | os.PathLike[str]:
@@ -178,7 +182,7 @@ class Options:
             return None
         try:
             part = self.part.format(**arguments)
-        except (AttributeError, KeyError, IndexError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise ArgumentError(f"part={self.part!r} can't be made from the call's arguments: {error!r}") from None
         return check_name("part", part)
 
@@ -208,6 +212,4 @@ def _check_folder(folder: Any) -> str | os.PathLike[str]:
 
 
 def _wrong(name: str, value: Any, expected: str) -> ArgumentError:
-    shown = repr(value)
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return ArgumentError(f"{name} is {shown}, of type {type(value).__name__}; give {expected}")
+    return ArgumentError(f"{name} is {shown(value)}, of type {type(value).__name__}; give {expected}")

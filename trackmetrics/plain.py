@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import datetime
 import enum
-import math
 import os
 from collections.abc import Mapping
 from typing import Any, TypeAlias
+
+from .errors import shown
 
 Plain: TypeAlias = Any
 """None, bool, int, float, str, or a list or dict (with string keys) of such values."""
 
 MAX_DEPTH = 64
+MAX_DIGITS = 308  # of an integer; readers take a longer one for infinity
+_TOO_LARGE = 10**MAX_DIGITS
 
 
 class NotPlainError(TypeError):
@@ -27,12 +30,18 @@ def to_plain(value: Any) -> Plain:
 
     Tensors and arrays become numbers or nested lists; paths, dates, enumeration members, `torch.dtype` and
     `torch.device` become the text a reader expects; tuples and sets become lists. A lone surrogate in a
-    text, which UTF-8 can't hold, becomes its escape (`\\udc80`).
+    text, which UTF-8 can't hold, becomes its escape (`\\udc80`). Keys become text; two that become the same are
+    refused, and so is an integer of more than `MAX_DIGITS` digits.
 
     >>> to_plain({"betas": (0.9, 0.999), "path": None})
     {'betas': [0.9, 0.999], 'path': None}
     """
-    return _plain(value, 0)
+    try:
+        return _plain(value, 0)
+    except NotPlainError:
+        raise
+    except Exception as error:  # a tensor without data, a mapping that fails when it is read
+        raise NotPlainError(f"a value of type {_type_name(value)} that can't be read ({shown(error)})") from None
 
 
 def _plain(value: Any, depth: int) -> Plain:
@@ -41,6 +50,8 @@ def _plain(value: Any, depth: int) -> Plain:
     if isinstance(value, enum.Enum):
         return value.name
     if isinstance(value, int):
+        if abs(value) >= _TOO_LARGE:
+            raise NotPlainError(f"an integer of more than {MAX_DIGITS} digits")
         return int(value)
     if isinstance(value, float):
         return float(value)
@@ -49,7 +60,7 @@ def _plain(value: Any, depth: int) -> Plain:
     if depth >= MAX_DEPTH:
         raise NotPlainError(f"nested deeper than {MAX_DEPTH} levels, or a cycle")
     if isinstance(value, Mapping):
-        return {_plain_key(key): _plain(item, depth + 1) for key, item in value.items()}
+        return _plain_mapping(value, depth)
     if isinstance(value, (list, tuple)):
         return [_plain(item, depth + 1) for item in value]
     if isinstance(value, (set, frozenset)):
@@ -59,6 +70,16 @@ def _plain(value: Any, depth: int) -> Plain:
     if isinstance(value, (datetime.date, datetime.time)):
         return value.isoformat()
     return _plain_foreign(value, depth)
+
+
+def _plain_mapping(value: Mapping[Any, Any], depth: int) -> dict[str, Plain]:
+    plain: dict[str, Plain] = {}
+    for key, item in value.items():
+        name = _plain_key(key)
+        if name in plain:
+            raise NotPlainError(f"two keys that both become {name!r}")
+        plain[name] = _plain(item, depth + 1)
+    return plain
 
 
 def _plain_key(key: Any) -> str:
@@ -72,18 +93,13 @@ def _plain_key(key: Any) -> str:
 
 def _plain_foreign(value: Any, depth: int) -> Plain:
     """Values of numpy and torch, known by their module's name so that neither need be imported."""
-    kind = type(value)
-    library = kind.__module__.partition(".")[0]
-    if library == "torch" and kind.__name__ in {"dtype", "device", "Size"}:
+    library = type(value).__module__.partition(".")[0]
+    if library == "torch" and type(value).__name__ in {"dtype", "device"}:
         return str(value)
-    if library in {"numpy", "torch"} or hasattr(value, "__torch_function__"):
-        if hasattr(value, "detach"):
-            value = value.detach()
-        if hasattr(value, "tolist"):
-            return _plain(value.tolist(), depth + 1)
-    raise NotPlainError(f"a value of type {kind.__module__}.{kind.__qualname__}")
+    if (library in {"numpy", "torch"} or hasattr(value, "__torch_function__")) and hasattr(value, "tolist"):
+        return _plain(value.tolist(), depth + 1)
+    raise NotPlainError(f"a value of type {_type_name(value)}")
 
 
-def is_finite(value: Any) -> bool:
-    """Whether JSON has a word for this number; anything but a float counts as having one."""
-    return not isinstance(value, float) or math.isfinite(value)
+def _type_name(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"

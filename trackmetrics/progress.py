@@ -41,7 +41,7 @@ class ProgressLines:
 
     def _write(self, line: str) -> None:
         if self._shown:
-            with contextlib.suppress(OSError, ValueError, AttributeError):
+            with contextlib.suppress(Exception):
                 self._stream.write(line + "\n")
                 self._stream.flush()
 
@@ -49,5 +49,5 @@ class ProgressLines:
 def _is_terminal(stream: TextIO | None) -> bool:
     try:
         return stream is not None and stream.isatty()
-    except ValueError:  # closed
+    except Exception:  # closed, or a stand-in that can't tell
         return False

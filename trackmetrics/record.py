@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import MetricsFileError
+from .errors import MetricsFileError, shown
+from .plain import to_plain
 
 FORMAT_VERSION = 1
 
@@ -129,14 +130,18 @@ def record_to_plain(record: RunRecord) -> dict[str, Any]:
         },
         "final_inference": inference
         and {
-            "example_input": inference.example_input,
-            "log_probs": inference.log_probs,
-            "attention_weights": inference.attention_weights if inference.attention_weights.size else [],
+            "example_input": to_plain(inference.example_input),
+            "log_probs": None if inference.log_probs is None else _rows(inference.log_probs),
+            "attention_weights": _rows(inference.attention_weights),
         },
     }
     if record.extensions is not None:
-        plain["extensions"] = dict(record.extensions)
+        plain["extensions"] = to_plain(record.extensions)
     return plain
+
+
+def _rows(array: npt.NDArray[Any]) -> npt.NDArray[Any] | list[Any]:
+    return array if array.size else []
 
 
 def _epoch_to_plain(epoch: EpochRecord) -> dict[str, Any]:
@@ -270,21 +275,26 @@ class _Reader:
         value = self.value(key)
         if isinstance(value, list) and not value:
             return np.zeros((0,) * dimensions, dtype=np.float32)
-        pointer = f"{self.pointer}/{key}"
-        narrow = isinstance(dtypes, dict) and dtypes.get(pointer) == "float32"
+        narrow = isinstance(dtypes, dict) and dtypes.get(f"{self.pointer}/{key}") == "float32"
+        expected = f"an array of {'float32 ' if narrow else ''}numbers with {dimensions} dimensions and equal rows"
         try:
             array: npt.NDArray[Any] = np.asarray(value, dtype=np.float64)
-            array = array.astype(np.float32) if narrow else array
-        except (TypeError, ValueError, OverflowError) as error:
-            raise MetricsFileError(
-                f"{pointer} is no array of numbers with equal rows ({error}); expected {dimensions} dimensions"
-            ) from None
-        if array.ndim != dimensions:
-            raise MetricsFileError(f"{pointer} has {array.ndim} dimensions; expected {dimensions}")
+            with np.errstate(over="raise"):
+                array = array.astype(np.float32) if narrow else array
+        except (TypeError, ValueError, FloatingPointError):
+            raise self.fault(key, expected, value) from None
+        if array.ndim != dimensions or not _kinds(value, dimensions) <= {int, float, type(None)}:
+            raise self.fault(key, expected, value)
         return array
 
 
+def _kinds(nested: list[Any], dimensions: int) -> set[type]:
+    """The types of a regular array's items: NumPy would take texts and booleans for numbers."""
+    rows = nested
+    for _ in range(dimensions - 2):
+        rows = [row for outer in rows for row in outer]
+    return {kind for row in rows for kind in set(map(type, row))}
+
+
 def _fault(pointer: str, expected: str, found: Any) -> MetricsFileError:
-    shown = repr(found)
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return MetricsFileError(f"{pointer or 'the top level'} is {shown}; expected {expected}")
+    return MetricsFileError(f"{pointer or 'the top level'} is {shown(found)}; expected {expected}")
