@@ -223,7 +223,7 @@ def test_everything_missing_is_warned_of_once(recwarn):
     about = [message.split(" is null")[0] for message in messages]
     assert about == [
         "dev_accuracy", "train_loss", "train_accuracy", "gradient_norm",
-        "final_results.train_accuracy", "final_results.dev_accuracy", "final_inference",
+        "final_results.train_accuracy", "final_inference",
     ]  # fmt: skip
     assert run.record.extensions["warnings"] == messages
     assert all(item.filename == __file__ for item in recwarn if item.category is TrackmetricsWarning)
@@ -489,3 +489,30 @@ def test_progress_is_a_line_an_epoch_on_standard_error(capsys):
     with Tracker("t", dev=dev):
         fit(toy.model())
     assert capsys.readouterr() == ("", "")
+
+
+def test_an_exception_that_cannot_be_shown_is_not_replaced():
+    """The user's own exception comes through although its text can't be had."""
+
+    class Odd(Exception):
+        def __str__(self):
+            raise ZeroDivisionError("no text")
+
+    with pytest.raises(Odd), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Tracker("t", dev=toy.loader(8)):
+            fit(toy.model())
+            raise Odd
+    assert load_run(FILE).extensions["status"]["error"]["type"] == "Odd"
+
+
+def test_a_warning_from_inside_torch_points_at_the_users_line():
+    """A record that closes in an optimizer's hook is warned of at the user's line, not at torch's."""
+    net, train = toy.model(), toy.loader()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with Tracker("t", train=train) as run, run.epochs(every=1):
+            toy.train_epoch(net, optimizer, train)
+    first = [item for item in caught if "dev_accuracy is null" in str(item.message)]
+    assert [Path(item.filename).name for item in first] == ["toy.py"]

@@ -26,7 +26,7 @@ from .instruments.training import Observation, Training
 from .instruments.undisturbed import undisturbed
 from .notices import Notices
 from .options import Options
-from .record import METRIC_KEYS, FinalInference, FinalResults
+from .record import METRIC_KEYS, FinalInference, FinalResults, single_or_double
 
 _EPOCH_ARGUMENTS = ("num_epochs", "epochs", "n_epochs", "max_epochs", "num_train_epochs")
 _last_path: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
@@ -60,6 +60,7 @@ class Assessment:
         self._train: list[Found] = []
         self._dev: list[Found] = []
         self._schedulers: list[Any] = []
+        self._namespaces: dict[str, Any] = {}
         self._seed: int | None = None
         self._look_for_data(Scope(arguments))
 
@@ -86,6 +87,8 @@ class Assessment:
             self._look_for_model(scope)
         with self._spared("the data"):
             self._look_for_data(scope)
+        with self._spared("the parsed arguments"):
+            self._namespaces = hyperparameters.spread(scope.parsed_arguments())
         said, metrics = values.take()
         found = {
             "train_loss": observation.loss,
@@ -213,7 +216,7 @@ class Assessment:
         train = None
         if self._options.final_train_accuracy:
             train = self._accuracy("final_results.train_accuracy", "train", self._train)
-        dev = self._accuracy("final_results.dev_accuracy", "dev", self._dev)
+        dev = self._dev_accuracy()
         began = self._clock()
         inference = self._final_inference()
         self.seconds["inference"] = self._clock() - began
@@ -314,7 +317,7 @@ class Assessment:
         model = {} if self._model is None else hyperparameters.of_model(self._model, self._training.constructed)
         data = {id(found.data) for found in (*self._train, *self._dev)}
         own = {name: value for name, value in self._arguments.items() if id(value) not in data}
-        arguments = hyperparameters.spread(own)
+        arguments = {**self._namespaces, **hyperparameters.spread(own)}
         planned = [arguments[name] for name in _EPOCH_ARGUMENTS if isinstance(arguments.get(name), int)]
         training = {
             **arguments,
@@ -382,15 +385,18 @@ def _as_inference(result: Any) -> FinalInference:
 
 
 def _array(value: Any, name: str, dimensions: int) -> Any:
+    """What a user's `finalize` gave for a matrix: an array, a tensor, or nested lists of numbers or tensors."""
     if isinstance(value, (list, tuple)) and value and all(isinstance(item, torch.Tensor) for item in value):
-        value = torch.stack([item.detach().cpu() for item in value])
+        value = torch.stack([item.detach() for item in value])
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
-        value = (value if value.dtype is torch.float64 else value.float()).numpy()
+        value = (value.float() if value.dtype is torch.bfloat16 else value).numpy()  # NumPy has no bfloat16
     array = np.asarray(value)
-    array = array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
     if array.size == 0:
         return np.zeros((0,) * dimensions, np.float32)
-    if array.ndim != dimensions:
-        raise ArgumentError(f"finalize's {name} has shape {array.shape}; give {dimensions} dimensions")
-    return array
+    if array.ndim != dimensions or array.dtype.kind not in "fiub":
+        raise ArgumentError(
+            f"finalize's {name} is an array of shape {array.shape} and type {array.dtype}; "
+            f"give {dimensions} dimensions of numbers"
+        )
+    return single_or_double(array)

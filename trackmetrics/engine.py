@@ -12,6 +12,7 @@ from typing import Any
 
 from .assessment import Assessment
 from .environment import describe_environment, describe_process
+from .errors import shown
 from .instruments.events import listening
 from .instruments.gradient_norm import MEANING
 from .instruments.said_values import SaidValues
@@ -188,4 +189,8 @@ class Engine:
 def _ended_by(error: BaseException) -> dict[str, Any]:
     """The status of a run that an exception ended: an interruption unless it is an error."""
     state = "failed" if isinstance(error, Exception) else "interrupted"
-    return {"state": state, "error": {"type": type(error).__name__, "message": str(error)}}
+    try:
+        message = str(error)
+    except Exception:  # the user's own __str__; their exception must not be replaced by ours
+        message = shown(error)
+    return {"state": state, "error": {"type": type(error).__name__, "message": message}}

@@ -20,7 +20,7 @@ import numpy as np
 
 from .errors import InvalidNameError, MetricsFileError, OutputError, PathInUseError, shown
 from .json_text import decode, encode, non_finite, restore_non_finite
-from .record import FORMAT_VERSION, RunRecord, record_from_plain, record_to_plain
+from .record import FORMAT_VERSION, RunRecord, record_from_plain, record_to_plain, single_or_double
 
 DESCRIBING_KEYS = ("format_version", "dtypes", "non_finite")  # of the extensions: what they say is about the text
 _SUFFIX = "_training_metrics.json"
@@ -166,15 +166,9 @@ def _widened(record: RunRecord) -> RunRecord:
     inference = record.final_inference
     if inference is None:
         return record
-    log_probs = None if inference.log_probs is None else _single_or_double(inference.log_probs)
-    attention = _single_or_double(inference.attention_weights)
+    log_probs = None if inference.log_probs is None else single_or_double(inference.log_probs)
+    attention = single_or_double(inference.attention_weights)
     return replace(record, final_inference=replace(inference, log_probs=log_probs, attention_weights=attention))
-
-
-def _single_or_double(array: Any) -> Any:
-    array = np.asarray(array)
-    single = array.dtype.kind == "f" and array.dtype.itemsize <= 4
-    return array.astype(np.float32 if single else np.float64, copy=False)
 
 
 def _dtypes(record: RunRecord) -> dict[str, str]:

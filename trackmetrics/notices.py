@@ -38,7 +38,9 @@ def _users_level() -> int:
     """The stack level of the line of the user's program that led here."""
     level = 2
     frame = sys._getframe(2)
-    while frame.f_back is not None and os.path.abspath(frame.f_code.co_filename).startswith(_NOT_THE_USERS):
+    torch = sys.modules.get("torch")  # whose hooks call us from deep inside it
+    others = (*_NOT_THE_USERS, os.path.dirname(str(torch.__file__)) + os.sep) if torch else _NOT_THE_USERS
+    while frame.f_back is not None and os.path.abspath(frame.f_code.co_filename).startswith(others):
         frame = frame.f_back
         level += 1
     return level

@@ -64,6 +64,14 @@ class FinalResults:
     total_time_seconds: float
 
 
+def single_or_double(array: Any) -> npt.NDArray[Any]:
+    """Give an array in one of the two widths that the file knows: half types as float32, whatever else as float64."""
+    array = np.asarray(array)
+    single = array.dtype.kind == "f" and array.dtype.itemsize <= 4
+    widened: npt.NDArray[Any] = array.astype(np.float32 if single else np.float64, copy=False)
+    return widened
+
+
 def _no_attention() -> npt.NDArray[Any]:
     return np.zeros((0, 0, 0), dtype=np.float32)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,8 @@ ROLES = {
     "test": ("test", "testing"),
 }
 DEV_ROLES = ("dev", "val", "valid", "eval")
-_NOUNS = "loaders?|dataloaders?|dl|datasets?|data|ds|sets?|iter|iterator|examples?|exs|batches|split|samples?|pairs"
+_NOUNS = "loaders?|dataloaders?|dl|datasets?|data|ds|sets?|iter|iterator|examples?|exs|batches|splits?|samples?|pairs"
+_COLLECTION = re.compile(rf"\w*?(?:{_NOUNS})")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class Scope:
         if frame is None:
             return Scope(arguments)
         return Scope(arguments, dict(frame.f_locals), frame.f_globals)
+
+    def parsed_arguments(self) -> dict[str, Any]:
+        """The command line's arguments, where the frame holds them parsed: a `main()` has none of its own."""
+        return {name: value for name, value in self.locals.items() if isinstance(value, argparse.Namespace)}
 
     def layers(self) -> Iterator[Mapping[str, Any]]:
         """The name spaces in the order in which they are searched; a method's `self` counts with its locals."""
@@ -60,22 +66,37 @@ def find_data(scope: Scope, roles: Iterable[str]) -> list[Found]:
     """The data sets in reach: by where they stand, then by role, then loaders before others, then the plainest name."""
     found: dict[int, Found] = {}
     for space in scope.layers():
+        candidates = list(_with_collections(space))
         for role in roles:
-            named = [(name, value) for name, value in space.items() if _plays(role, name) and looks_like_data(value)]
+            named = [(name, value) for name, key, value in candidates if _plays(role, key) and looks_like_data(value)]
             named.sort(key=lambda item: (not isinstance(item[1], torch.utils.data.DataLoader), len(item[0])))
             for name, value in named:
                 found.setdefault(id(value), Found(name, value, role))
     return list(found.values())
 
 
+def _with_collections(space: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Each name, the word that tells its role, and its value; also of the entries of dicts such as `dataloaders`."""
+    for name, value in space.items():
+        yield name, name, value
+        if isinstance(value, dict) and _COLLECTION.fullmatch(name.lower()):
+            yield from ((f"{name}[{key!r}]", key, item) for key, item in value.items() if isinstance(key, str))
+
+
 def _plays(role: str, name: str) -> bool:
     words = "|".join(ROLES[role])
-    return re.fullmatch(rf"_*(?:{words})(?:_*(?:{_NOUNS}))*_*\d*", name.lower()) is not None
+    pattern = rf"_*(?:(?:{_NOUNS})_+)*(?:{words})(?:_*(?:{_NOUNS}))*_*\d*"
+    return re.fullmatch(pattern, name.lower()) is not None
+
+
+def is_data(name: str, value: Any) -> bool:
+    """Whether a value is a data set by its name and by what it is."""
+    return any(_plays(role, name) for role in ROLES) and looks_like_data(value)
 
 
 def looks_like_data(value: Any) -> bool:
     """Whether a value could be a set of examples: something to go through that isn't text, a number or code."""
-    if value is None or isinstance(value, (str, bytes, Mapping, torch.nn.Module, ModuleType, type)):
+    if value is None or isinstance(value, (str, bytes, Mapping, torch.Tensor, torch.nn.Module, ModuleType, type)):
         return False
     if isinstance(value, (list, tuple)):
         return len(value) > 0 and not isinstance(value[0], (str, bytes, int, float, type(None)))
@@ -120,6 +141,15 @@ def model_in(result: Any) -> list[torch.nn.Module]:
     if isinstance(result, (tuple, list)):
         return list(_modules(result))
     return list(_modules(_attributes([result])))
+
+
+def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """The model inside wrappers for compiling or for several devices."""
+    for name in ("_orig_mod", "module"):
+        inner = getattr(model, name, None)
+        if isinstance(inner, torch.nn.Module) and type(model).__module__.startswith("torch."):
+            return unwrapped(inner)
+    return model
 
 
 def _modules(values: Iterable[Any]) -> Iterator[torch.nn.Module]:
