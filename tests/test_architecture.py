@@ -28,8 +28,17 @@ FLOORS = [
     ["cli"],
 ]
 INSTRUMENT_FLOORS = [
-    ["criteria", "guard", "undisturbed", "discovery", "hyperparameters", "attention", "data", "gradient_norm"],
-    ["events", "pairing"],
+    [
+        "criteria",
+        "guard",
+        "reaching",
+        "undisturbed",
+        "discovery",
+        "attention",
+        "data",
+        "gradient_norm",
+    ],
+    ["events", "pairing", "hyperparameters"],
     ["training_metrics"],
     ["steps", "said_values", "evaluation"],
     ["training", "final_inference"],

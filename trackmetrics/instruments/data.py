@@ -6,18 +6,17 @@ Nothing here trains or evaluates; a source gives batches as the training saw the
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
-    Dataset,
     IterableDataset,
     RandomSampler,
-    Sampler,
     SequentialSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
@@ -58,32 +57,64 @@ class LoaderSource:
         """
         own = self.loader
         settings: dict[str, Any] = {
+            "batch_size": self.batch_size,
             "collate_fn": own.collate_fn,
-            "num_workers": own.num_workers,
-            "worker_init_fn": own.worker_init_fn,
             "generator": torch.Generator().manual_seed(0),
         }
+        if self.indices is None:  # in this process: workers would each read all of it, or each a part of their own
+            return iter(DataLoader(_Bounded(own.dataset), **settings))
         if own.num_workers:
-            settings |= {"multiprocessing_context": own.multiprocessing_context, "timeout": own.timeout}
-        if self.indices is None:
-            stream = iter(DataLoader(own.dataset, batch_size=own.batch_size, drop_last=own.drop_last, **settings))
-            return (batch for batch, _ in zip(stream, range(len(own))))
-        if own.batch_size is None and own.batch_sampler is None:
-            return iter(DataLoader(own.dataset, batch_size=None, sampler=self.indices, **settings))
-        return iter(DataLoader(own.dataset, batch_size=self.batch_size, sampler=self.indices, **settings))
+            settings |= {
+                "num_workers": own.num_workers,
+                "worker_init_fn": own.worker_init_fn,
+                "multiprocessing_context": own.multiprocessing_context,
+                "timeout": own.timeout,
+            }
+        if self._in_bulk:
+            size = cast(BatchSampler, own.sampler).batch_size
+            settings["sampler"] = [list(self.indices[at : at + size]) for at in range(0, len(self.indices), size)]
+        else:
+            settings["sampler"] = self.indices
+        return iter(DataLoader(own.dataset, **settings))
 
     @property
-    def batch_size(self) -> int:
-        """The loader's batch size, or its own batch sampler's."""
+    def batched(self) -> bool:
+        """Whether what the loader gives has a batch dimension; else it hands single examples on."""
+        return self.loader.batch_sampler is not None or self._in_bulk
+
+    @property
+    def _in_bulk(self) -> bool:
+        """Whether the dataset is asked for whole batches, which nothing joins."""
+        return self.loader.batch_sampler is None and isinstance(self.loader.sampler, BatchSampler)
+
+    @property
+    def batch_size(self) -> int | None:
+        """The loader's batch size, or its own batch sampler's; None where it makes no batches."""
+        if self.loader.batch_sampler is None:
+            return None
         return self.loader.batch_size or getattr(self.loader.batch_sampler, "batch_size", None) or 1
 
     def first(self) -> tuple[Any, Any]:
         """The first example as the dataset holds it, and as a batch of one."""
-        if self.indices is None or len(self.indices) == 0:
-            raise UnreadableError("it is a stream, which has no first example to go back to")
-        example = self.loader.dataset[self.indices[0]]
-        batched = self.loader.batch_size is not None or self.loader.batch_sampler is not None
-        return example, self.loader.collate_fn([example] if batched else example)
+        dataset: Any = self.loader.dataset
+        if self.indices is None:
+            example = next(iter(dataset))
+        elif len(self.indices) == 0:
+            raise UnreadableError("it is empty")
+        else:
+            example = dataset[[self.indices[0]] if self._in_bulk else self.indices[0]]
+        joined = self.loader.batch_sampler is not None
+        return example, self.loader.collate_fn([example] if joined else example)
+
+
+class _Bounded(IterableDataset[Any]):
+    """A sized stream, no further than its length."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(iter(self.stream), len(self.stream))
 
 
 @dataclass(frozen=True)
@@ -92,11 +123,14 @@ class ExamplesSource:
 
     examples: Any
 
-    def __len__(self) -> int:
-        return len(self.examples)
-
     def __iter__(self) -> Iterator[Any]:
+        if isinstance(self.examples, IterableDataset):
+            return iter(_Bounded(self.examples))
         return (self.examples[index] for index in range(len(self.examples)))
+
+    def first(self) -> Any:
+        """The first example."""
+        return next(iter(self))
 
 
 @dataclass(frozen=True)
@@ -104,10 +138,11 @@ class BatchesSource:
     """A sized iterable that gives batches, and can be gone through again: a loader that isn't torch's."""
 
     loader: Any
+    batched = True
 
     def batches(self) -> Iterator[Any]:
         """Its batches, once, no more of them than it says it has."""
-        return (batch for batch, _ in zip(self.loader, range(len(self.loader))))
+        return itertools.islice(iter(self.loader), len(self.loader))
 
     def first(self) -> tuple[Any, Any]:
         """The first example, cut from the first batch; such a loader has no single examples."""
@@ -124,9 +159,8 @@ def open_source(data: Any) -> Source:
     """Say how `data` is to be read. Raises `UnreadableError` with the reason where it isn't."""
     if isinstance(data, DataLoader):
         return LoaderSource(data, _indices(data))
-    if hasattr(data, "__next__"):
-        raise UnreadableError("it is an iterator, which reading would use up")
-    if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
+    _check_stream(data)
+    if not hasattr(data, "__len__"):
         raise UnreadableError(f"it is a stream without a length ({type(data).__name__})")
     if _is_pair_of_columns(data):
         return BatchesSource([tuple(data)])
@@ -134,11 +168,21 @@ def open_source(data: Any) -> Source:
         raise UnreadableError("it is empty")
     if isinstance(data, (str, bytes, Mapping, torch.Tensor)):
         raise UnreadableError(f"a {type(data).__name__} is no set of (input, target) examples")
-    if hasattr(data, "__getitem__"):
+    if hasattr(data, "__getitem__") or isinstance(data, IterableDataset):
         return ExamplesSource(data)
     if hasattr(data, "__iter__"):
         return BatchesSource(data)
     raise UnreadableError(f"a {type(data).__name__} can neither be indexed nor gone through")
+
+
+def _check_stream(data: Any) -> None:
+    """Raise `UnreadableError` for an iterator, and for a stream dataset that is one or has no length."""
+    if hasattr(data, "__next__"):
+        raise UnreadableError("it is an iterator, which reading would use up")
+    if isinstance(data, IterableDataset):
+        _length(data)
+        if iter(data) is iter(data):
+            raise UnreadableError("it is a stream that can be read once, which reading would use up")
 
 
 def _is_pair_of_columns(data: Any) -> bool:
@@ -154,39 +198,43 @@ def _is_pair_of_columns(data: Any) -> bool:
 def _indices(loader: DataLoader[Any]) -> Sequence[Any] | None:
     """Which examples the loader is about, in the order of their indices; None for a sized stream."""
     dataset = loader.dataset
+    _check_stream(dataset)
     if isinstance(dataset, IterableDataset):
-        try:
-            len(loader)
-        except TypeError:
-            raise UnreadableError("it is a stream without a length (its dataset is an IterableDataset)") from None
         return None
-    sampler: Any = loader.sampler
-    if loader.batch_size is None and isinstance(sampler, BatchSampler):  # batches indexed at once by the dataset
-        raise UnreadableError("its sampler gives whole batches to the dataset")
-    if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
-        sampler = getattr(loader.batch_sampler, "sampler", None) or loader.batch_sampler
+    sampler: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    if sampler is loader.batch_sampler or isinstance(sampler, BatchSampler):
+        sampler = getattr(sampler, "sampler", None) or sampler  # what the batches are drawn from
     if isinstance(sampler, SubsetRandomSampler):
         return list(sampler.indices)
     whole = (SequentialSampler, RandomSampler, WeightedRandomSampler, DistributedSampler)
-    if not isinstance(sampler, whole) and isinstance(sampler, Sampler) and sampler is not loader.batch_sampler:
-        return _own_order(sampler, loader)
-    return range(_length(dataset))
+    if isinstance(sampler, whole) or hasattr(sampler, "num_replicas"):
+        return range(_length(dataset))
+    return _picked(sampler, dataset, in_batches=sampler is loader.batch_sampler)
 
 
-def _own_order(sampler: Any, loader: DataLoader[Any]) -> Sequence[Any]:
-    """The examples that a sampler of the user's own picks, sorted, each once; a copy is asked, not the sampler."""
+def _picked(sampler: Any, dataset: Any, in_batches: bool) -> Sequence[Any]:
+    """The examples that a sampler of the user's own picks, sorted, each once, none dropped for a last batch.
+
+    A copy of it is asked, which shares only the dataset. One that draws as many as there are, some of them twice,
+    draws from the whole set with replacement.
+    """
     try:
-        picked = [index for index, _ in zip(copy.deepcopy(sampler), range(len(sampler)))]
-        return sorted(set(picked))
+        asked = copy.deepcopy(sampler, {id(dataset): dataset})
+        if getattr(asked, "drop_last", False):
+            asked.drop_last = False
+        drawn = itertools.islice(iter(asked), len(asked))
+        picked = list(itertools.chain.from_iterable(drawn) if in_batches else drawn)
+        each = sorted(set(picked))
     except Exception:
         raise UnreadableError(f"its sampler ({type(sampler).__name__}) can't be copied and counted") from None
+    return range(_length(dataset)) if len(each) < len(picked) >= _length(dataset) else each
 
 
-def _length(dataset: Dataset[Any]) -> int:
+def _length(dataset: Any) -> int:
     try:
-        return len(dataset)  # type: ignore[arg-type]
-    except TypeError:
-        raise UnreadableError(f"its dataset ({type(dataset).__name__}) has no length") from None
+        return len(dataset)
+    except (TypeError, NotImplementedError):
+        raise UnreadableError(f"it is a stream without a length ({type(dataset).__name__})") from None
 
 
 def take_apart(item: Any) -> Parts:
@@ -199,12 +247,12 @@ def take_apart(item: Any) -> Parts:
         key = next((key for key in TARGET_KEYS if key in item), None)
         if key is None:
             raise UnreadableError(f"a dict with the keys {sorted(map(str, item))} has none of {', '.join(TARGET_KEYS)}")
-        inputs = {str(name): _tensors(value) for name, value in item.items() if name != key}
-        return Parts(inputs, _tensor(item[key]), keywords=True, labels=key)
+        inputs = {name: value for name, value in item.items() if name != key}
+        return Parts(to_tensors(inputs), _tensor(item[key]), keywords=True, labels=key)
     if hasattr(item, "input_tensor") and hasattr(item, "output_tensor"):
-        return Parts(_tensors(item.input_tensor), _tensor(item.output_tensor))
+        return Parts(to_tensors(item.input_tensor), _tensor(item.output_tensor))
     if isinstance(item, (tuple, list)) and len(item) == 2:
-        return Parts(_tensors(item[0]), _tensor(item[1]))
+        return Parts(to_tensors(item[0]), _tensor(item[1]))
     shape = f"a {type(item).__name__}" + (f" of {len(item)}" if isinstance(item, (tuple, list)) else "")
     raise UnreadableError(f"{shape} is no (input, target) pair, no dict with labels, no object with input_tensor")
 
@@ -219,12 +267,14 @@ def collate(examples: list[Any]) -> Parts:
 
 def to_device(value: Any, device: torch.device) -> Any:
     """Move every tensor of a nest of tuples, lists and dicts."""
-    if isinstance(value, torch.Tensor):
+    if hasattr(value, "to"):  # a tensor, a packed sequence, a batch of another library
         return value.to(device)
     if isinstance(value, Mapping):
         return {key: to_device(item, device) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(to_device(item, device) for item in value))
     if isinstance(value, (tuple, list)):
-        return [to_device(item, device) for item in value]
+        return (tuple if isinstance(value, tuple) else list)(to_device(item, device) for item in value)
     return value
 
 
@@ -236,8 +286,10 @@ def _tensor(value: Any) -> torch.Tensor:
         raise UnreadableError(f"a target of type {type(value).__name__} is no tensor") from None
 
 
-def _tensors(value: Any) -> Any:
-    """Inputs as they are, arrays and numbers as tensors."""
+def to_tensors(value: Any) -> Any:
+    """Inputs as they are, but arrays and lists of numbers as tensors; a dict's values likewise."""
+    if isinstance(value, Mapping):
+        return {str(name): to_tensors(item) for name, item in value.items()}
     if hasattr(value, "__array__") and not isinstance(value, torch.Tensor):
         return torch.as_tensor(value)
     if isinstance(value, list) and value and all(isinstance(item, (int, float)) for item in value):

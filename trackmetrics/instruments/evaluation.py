@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 from .criteria import Call, Criterion, tally
 from .data import (
+    TARGET_KEYS,
     ExamplesSource,
     Parts,
     Source,
@@ -19,21 +21,26 @@ from .data import (
     take_apart,
     to_device,
 )
+from .discovery import unwrapped
 from .events import Listener, heard_by
 from .pairing import Pairing, PairingError
 from .training_metrics import DeviceMean
 from .undisturbed import undisturbed
 
+_FEW = 16  # so many examples show whether their lengths differ
 
-def accuracy(model: torch.nn.Module, data: Any, pairing: Pairing) -> float | None:
+
+def accuracy(model: torch.nn.Module, data: Any, pairing: Pairing) -> float:
     """Give the share of the set's targets that the model predicts right, in `eval()` under `no_grad`.
 
     Raises `UnreadableError` or `PairingError` with the reason where the set can't be read or paired; whatever the
     model raises comes through. The training is left undisturbed.
     """
-    source = open_source(data)
     with undisturbed(model, data):
-        return _accuracy(model, source, pairing)
+        share = _accuracy(model, open_source(data), pairing)
+    if share is None:
+        raise UnreadableError("it has no target that counts")
+    return share
 
 
 def _accuracy(model: torch.nn.Module, source: Source, pairing: Pairing) -> float | None:
@@ -47,10 +54,11 @@ def _accuracy(model: torch.nn.Module, source: Source, pairing: Pairing) -> float
 def judge(model: torch.nn.Module, parts: Parts, pairing: Pairing) -> tuple[torch.Tensor, torch.Tensor | int]:
     """Run the model on a batch and count: right predictions, and targets that count."""
     output, calls = run(model, parts)
-    tallies = map(tally, calls)
-    inside = [(tallied.correct, tallied.targets) for tallied in tallies if tallied.correct is not None]
-    if len(inside) == 1:
-        return inside[0]
+    inside = [tallied for tallied in map(tally, calls) if tallied.correct is not None]
+    if len(inside) == 1 and inside[0].correct is not None:
+        if bool(inside[0].soft):
+            raise PairingError("the targets are probabilities, not classes")
+        return inside[0].correct, inside[0].targets
     if parts.target is None:
         raise UnreadableError("there is no target to compare with")
     return pairing.judge(main_output(output), parts.target)
@@ -66,32 +74,42 @@ class _Inner(Listener):
         self.calls.append(Call(criterion, arguments, result))
 
 
-def run(model: torch.nn.Module, parts: Parts) -> tuple[Any, list[Call]]:
+def run(model: torch.nn.Module, parts: Parts, with_labels: bool = True) -> tuple[Any, list[Call]]:
     """Run the model on its inputs, on its own device; give what it returns, and the criterion calls inside it.
 
     Keyword inputs are those that `forward` takes; the labels join them where it takes labels.
     """
     parts = _on_device_of(model, parts)
+    parameters = inspect.signature(unwrapped(model).forward).parameters
+    arguments = () if parts.keywords else (parts.inputs,)
+    keywords = _accepted(parameters, parts.inputs) if parts.keywords else {}
+    if parts.target is not None and with_labels:
+        name = _labels_name(parameters, parts)
+        keywords |= {} if name is None else {name: parts.target}
     inner = _Inner()
     with heard_by(inner):
-        if not parts.keywords:
-            return model(parts.inputs), inner.calls
-        keywords = dict(parts.inputs)
-        if parts.labels is not None and parts.target is not None:
-            keywords[parts.labels] = parts.target
-        return model(**_accepted(model, keywords)), inner.calls
+        return model(*arguments, **keywords), inner.calls
 
 
-def _accepted(model: torch.nn.Module, keywords: dict[str, Any]) -> dict[str, Any]:
-    parameters = inspect.signature(model.forward).parameters
+def _accepted(parameters: Mapping[str, inspect.Parameter], inputs: Mapping[str, Any]) -> dict[str, Any]:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return keywords
-    accepted = {name: value for name, value in keywords.items() if name in parameters}
+        return dict(inputs)
+    accepted = {name: value for name, value in inputs.items() if name in parameters}
     if not accepted:
         raise UnreadableError(
-            f"forward({', '.join(parameters)}) takes none of the batch's keys {sorted(map(str, keywords))}"
+            f"forward({', '.join(parameters)}) takes none of the batch's keys {sorted(map(str, inputs))}"
         )
     return accepted
+
+
+def _labels_name(parameters: Mapping[str, inspect.Parameter], parts: Parts) -> str | None:
+    """The parameter under which `forward` takes its labels; None where it takes none."""
+    names = list(parameters) if parts.keywords else list(parameters)[1:]
+    for name in (parts.labels, *TARGET_KEYS):
+        if name in names:
+            return name
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return parts.labels if takes_any else None
 
 
 def _on_device_of(model: torch.nn.Module, parts: Parts) -> Parts:
@@ -103,17 +121,21 @@ def _on_device_of(model: torch.nn.Module, parts: Parts) -> Parts:
 
 
 def main_output(output: Any) -> torch.Tensor:
-    """The predictions in what a model returned: a tensor, the first of a tuple, `.logits`.
+    """The predictions in what a model returned: a tensor, the first of a tuple, `.logits`, a dict's only tensor.
 
-    Raises `PairingError` for anything else.
+    A number in front of them in a tuple is the loss. Raises `PairingError` for anything else.
     """
     for name in ("logits", "log_probs"):
         if hasattr(output, name):
             return main_output(getattr(output, name))
         if isinstance(output, dict) and name in output:
             return main_output(output[name])
+    if isinstance(output, dict):
+        tensors = [value for value in output.values() if isinstance(value, torch.Tensor)]
+        output = tensors[0] if len(tensors) == 1 else output
     if isinstance(output, (tuple, list)) and output:
-        return main_output(output[0])
+        with_loss = len(output) > 1 and isinstance(output[0], torch.Tensor) and output[0].ndim == 0
+        return main_output(output[1] if with_loss else output[0])
     if isinstance(output, torch.Tensor):
         return output
     raise PairingError(f"the model returned a {type(output).__name__}, in which no predictions are known")
@@ -123,8 +145,8 @@ def _batches(model: torch.nn.Module, source: Source, pairing: Pairing) -> Iterat
     if not isinstance(source, ExamplesSource):
         yield from (take_apart(batch) for batch in source.batches())
         return
-    first = source.examples[0]
-    if not needs_batch_dimension(model, first, pairing):
+    first = source.first()
+    if not needs_batch_dimension(model, first, pairing, source):
         yield from (take_apart(example) for example in source)
         return
     size = max(1, pairing.targets // max(1, _target_of(first).numel()))
@@ -146,14 +168,15 @@ def _collated(examples: list[Any]) -> Iterator[Parts]:
         yield from (collate([example]) for example in examples)
 
 
-def needs_batch_dimension(model: torch.nn.Module, example: Any, pairing: Pairing) -> bool:
+def needs_batch_dimension(
+    model: torch.nn.Module, example: Any, pairing: Pairing | None, examples: Iterable[Any] = ()
+) -> bool:
     """Whether the model was trained with a batch dimension that a single example lacks.
 
-    What the training's targets say is tried first; if the model can't be run that way, the other one. Raises what
-    the first way raised if neither works.
+    What the training's targets say, beside those of the `examples` around it, is tried first; if the model can't be
+    run that way, the other one. Raises what the first way raised if neither works.
     """
-    target = _target_of(example)
-    likely = pairing.target_dimensions > target.ndim or pairing.targets != target.numel()
+    likely = pairing is not None and _trained_in_batches(pairing, example, examples)
     try:
         _try(model, example, pairing, batched=likely)
         return likely
@@ -165,9 +188,22 @@ def needs_batch_dimension(model: torch.nn.Module, example: Any, pairing: Pairing
             raise error from None
 
 
-def _try(model: torch.nn.Module, example: Any, pairing: Pairing, batched: bool) -> None:
+def _trained_in_batches(pairing: Pairing, example: Any, examples: Iterable[Any]) -> bool:
+    """A target with more dimensions than one example's says so; so does one as long as several examples' together.
+
+    Examples of different lengths trained one by one have such targets too: they are known by their lengths.
+    """
+    target = _target_of(example)
+    size = max(1, target.numel())
+    if pairing.target_dimensions != target.ndim or pairing.targets == size:
+        return pairing.target_dimensions > target.ndim
+    lengths = {_target_of(other).numel() for other in itertools.islice(examples, _FEW)}
+    return lengths <= {size} and pairing.targets % size == 0
+
+
+def _try(model: torch.nn.Module, example: Any, pairing: Pairing | None, batched: bool) -> None:
     parts = collate([example]) if batched else take_apart(example)
-    if pairing.has_accuracy and not pairing.soft:
+    if pairing is not None and pairing.has_accuracy and not pairing.soft:
         judge(model, parts, pairing)
     else:
         run(model, parts)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.utils.data import default_collate
 
+from ..errors import ArgumentError
 from ..record import FinalInference
 from .attention import returned_maps
-from .data import ExamplesSource, Parts, UnreadableError, collate, open_source, take_apart
+from .data import ExamplesSource, Parts, UnreadableError, collate, open_source, take_apart, to_tensors
 from .evaluation import main_output, needs_batch_dimension, run
 from .pairing import Pairing, PairingError, are_log_probs, are_probabilities
 from .undisturbed import undisturbed
@@ -38,61 +40,95 @@ def infer(
     else through `log_softmax`. Raises what the model raises, and `PairingError` where its output is no prediction.
     """
     with undisturbed(model):
-        output, _ = run(model, example.parts)
-    predictions = main_output(output).detach()
-    if pairing is not None:
-        rows = pairing.log_probs(predictions, example.parts.target)
-    else:
-        rows = _log_probs_of_any(predictions)
-    maps = returned_maps(output, example.batched)
+        output, rows = _predicted(model, example.parts, pairing)
+        text = (describe or describe_example)(example.raw)
+    if not isinstance(text, str):
+        raise ArgumentError(f"describe returned a {type(text).__name__}; return a string")
+    maps = returned_maps(output, example.batched, None if rows is None else len(rows))
     inference = FinalInference(
-        example_input=(describe or describe_example)(example.raw),
+        example_input=text,
         log_probs=None if rows is None else _array(rows),
         attention_weights=np.zeros((0, 0, 0), np.float32) if maps is None else _array(maps),
     )
     return inference, maps is not None
 
 
+def _predicted(model: torch.nn.Module, parts: Parts, pairing: Pairing | None) -> tuple[Any, torch.Tensor | None]:
+    """What the model returns, and its rows of log-probabilities.
+
+    A model that returns only its loss when it is given labels is asked again without them.
+    """
+    output, _ = run(model, parts)
+    try:
+        return output, _log_probs(main_output(output), parts.target, pairing)
+    except PairingError as error:
+        try:
+            output, _ = run(model, parts, with_labels=False)
+            return output, _log_probs(main_output(output), parts.target, pairing)
+        except Exception:
+            raise error from None
+
+
 def first_example(model: torch.nn.Module, data: Any, pairing: Pairing | None) -> Example:
     """The first example of a set, collated alone, with a batch dimension where the model was trained with one."""
-    source = open_source(data)
     with undisturbed(model, data):
+        source = open_source(data)
         if isinstance(source, ExamplesSource):
-            return named_example(model, source.examples[0], pairing)
+            return _single_example(model, source.first(), pairing, source)
         raw, batch = source.first()
-        return Example(raw, take_apart(batch), batched=True)
+        return Example(raw, take_apart(batch), source.batched)
 
 
 def raw_example(data: Any) -> Any:
     """The first example of a set, as the set holds it."""
-    source = open_source(data)
-    return source.examples[0] if isinstance(source, ExamplesSource) else source.first()[0]
+    with undisturbed(None, data):
+        source = open_source(data)
+        return source.first() if isinstance(source, ExamplesSource) else source.first()[0]
 
 
 def named_example(model: torch.nn.Module, raw: Any, pairing: Pairing | None) -> Example:
     """An example that stands alone, such as the user's `example=`: with a target or, as a bare input, without."""
-    try:
-        take_apart(raw)
-    except UnreadableError:
-        if isinstance(raw, torch.Tensor):
-            return _bare(model, raw)
-        raise
-    if pairing is None:
-        return Example(raw, take_apart(raw), batched=False)
     with undisturbed(model):
-        batched = needs_batch_dimension(model, raw, pairing)
+        try:
+            take_apart(raw)
+        except UnreadableError:
+            return _bare(model, raw, pairing)
+        return _single_example(model, raw, pairing)
+
+
+def _single_example(model: torch.nn.Module, raw: Any, pairing: Pairing | None, examples: Iterable[Any] = ()) -> Example:
+    batched = needs_batch_dimension(model, raw, pairing, examples)
     return Example(raw, collate([raw]) if batched else take_apart(raw), batched)
 
 
-def _bare(model: torch.nn.Module, raw: torch.Tensor) -> Example:
-    """An input without a target: as it is, if the model runs on it, else with a batch dimension."""
-    alone = Parts(raw, None)
-    try:
-        with undisturbed(model):
-            run(model, alone)
-        return Example(raw, alone, batched=False)
-    except Exception:
-        return Example(raw, Parts(raw.unsqueeze(0), None), batched=True)
+def _bare(model: torch.nn.Module, raw: Any, pairing: Pairing | None) -> Example:
+    """An input without a target, with a batch dimension if the model was trained with one.
+
+    The output's dimensions tell, beside those of the training; where neither way gives them, the first that runs.
+    """
+    inputs = to_tensors(raw)
+    ways = [Example(raw, Parts(inputs, None, isinstance(raw, Mapping)), batched=False)]
+    if not isinstance(raw, str):
+        joined = default_collate([inputs])
+        ways.append(Example(raw, Parts(joined, None, isinstance(raw, Mapping)), batched=True))
+    runs, faults = [], []
+    for way in ways:
+        try:
+            predictions = main_output(run(model, way.parts)[0])
+        except Exception as error:
+            faults.append(error)
+            continue
+        if pairing is not None and predictions.ndim == _output_dimensions(pairing):
+            return way
+        runs.append(way)
+    if not runs:
+        raise faults[0]
+    return runs[0]
+
+
+def _output_dimensions(pairing: Pairing) -> int:
+    """How many dimensions the training's outputs had."""
+    return pairing.target_dimensions + (pairing.kind == "classes" and not pairing.soft)
 
 
 def describe_example(example: Any) -> str:
@@ -108,14 +144,21 @@ def describe_example(example: Any) -> str:
         inputs = take_apart(example).inputs
     except UnreadableError:
         inputs = example
-    while isinstance(inputs, (Mapping, list, tuple)) and inputs:
-        inputs = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs[0]
+    return " ".join(map(str, _values(inputs)))
+
+
+def _values(inputs: Any) -> list[Any]:
+    """All values of an input, one after the other; of several inputs, those of the first."""
+    if isinstance(inputs, Mapping):
+        return _values(next(iter(inputs.values()), []))
+    if isinstance(inputs, tuple) and inputs and hasattr(inputs[0], "tolist"):
+        return _values(inputs[0])
     values = inputs.tolist() if hasattr(inputs, "tolist") else inputs
-    return " ".join(map(str, _flat(values)))
+    return [item for value in values for item in _values(value)] if isinstance(values, (list, tuple)) else [values]
 
 
-def _flat(values: Any) -> list[Any]:
-    return [item for value in values for item in _flat(value)] if isinstance(values, list) else [values]
+def _log_probs(predictions: torch.Tensor, target: torch.Tensor | None, pairing: Pairing | None) -> torch.Tensor | None:
+    return _log_probs_of_any(predictions) if pairing is None else pairing.log_probs(predictions, target)
 
 
 def _log_probs_of_any(predictions: torch.Tensor) -> torch.Tensor:

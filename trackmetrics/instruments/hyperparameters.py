@@ -12,6 +12,7 @@ import math
 import re
 import types
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
@@ -20,17 +21,26 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..plain import NotPlainError, to_plain
+from .discovery import is_data, unwrapped
 
 WITHHELD = "(withheld)"
-_SECRET = re.compile(r"(^|_)(api_?keys?|(access|secret|private|auth|ssh|encryption)_?keys?|keys?|tokens?)$")
-_ALWAYS_SECRET = re.compile(r"passw(or)?d|secret|credential|api_?key|auth_?token|access_?token")
-_MAX_ITEMS = 256  # a longer list is data, not a parameter
+_ALWAYS_SECRET = re.compile(r"passw(or)?d|passphrase|secret|credential|api_?key|auth_?token|access_?token")
+_SECRET = re.compile(r"key|token")
+_NO_SECRET = re.compile(
+    r"tokeni[sz]|keyword|keyboard|key_?(point|frame|dim|size)|(mon|tur|hoc|whis)key"
+    r"|(^|_)(pad|bos|eos|cls|sep|unk|mask|special|start|end|stop|image|label|input|target|sort|group|num|n|max|min|total)"
+    r"_?(token|key)s?($|_)"
+)
+_MAX_ITEMS = 256  # a longer list or dict is data, not a parameter
+_MAX_TEXT = 4096  # a longer text is data, too
+_MAX_NESTING = 12
 
 
 def spread(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The plain values among a function's arguments, under their own names; bundles of them are spread out.
 
-    A bundle is a Namespace, a dataclass, a dict, or an object whose attributes are all plain.
+    A bundle is a Namespace, a dataclass, a dict, or an object whose attributes are all plain. Data sets are left
+    out, also such as are plain lists.
 
     >>> import argparse
     >>> spread({"args": argparse.Namespace(lr=0.1, api_key="k3y"), "model": object()})
@@ -38,7 +48,9 @@ def spread(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     for name, value in arguments.items():
-        bundle = _bundle(value)
+        if is_data(name, value):
+            continue
+        bundle = None if is_secret(name, value) else _bundle(value)
         if bundle is None:
             values |= plain_values({name: value})
         else:
@@ -48,42 +60,51 @@ def spread(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the values that are plain, secrets withheld, in their order."""
+    return _plain_values(values, 0)
+
+
+def _plain_values(values: Mapping[str, Any], depth: int) -> dict[str, Any]:
     kept = {}
     for name, value in values.items():
-        if is_secret(str(name), value):
-            kept[str(name)] = WITHHELD
-            continue
         try:
-            plain = _without_secrets(_small(value))
+            kept[str(name)] = WITHHELD if is_secret(str(name), value) else _plain(value, depth)
         except NotPlainError:
             continue
-        kept[str(name)] = plain
     return kept
 
 
-def _small(value: Any) -> Any:
-    """The plain form of a parameter, which is no data: a tensor of several numbers and a long list are."""
-    bundle = _bundle(value) if not isinstance(value, Mapping) else None
-    value = value if bundle is None else bundle
-    if _holds_data(value):
-        raise NotPlainError("tensors and long lists are data")
+def _plain(value: Any, depth: int) -> Any:
+    """A value as plain data; what is not plain in a bundle inside it is left out. Raises `NotPlainError`."""
+    if depth > _MAX_NESTING:
+        raise NotPlainError("nested too deep, or a cycle")
+    if isinstance(value, Counter):
+        return sorted(value.elements())  # a scheduler's milestones
+    bundle = _bundle(value) or (value if isinstance(value, Mapping) else None)
+    if bundle:
+        kept = _plain_values(bundle, depth + 1) if len(bundle) <= _MAX_ITEMS else {}
+        if not kept:
+            raise NotPlainError("nothing in it is plain")
+        return kept
+    if isinstance(value, (list, tuple, set, frozenset)):
+        items = [_plain(item, depth + 1) for item in value] if len(value) <= _MAX_ITEMS else []
+        if len(items) < len(value) or sum(map(_size, items)) > _MAX_ITEMS:
+            raise NotPlainError("a long list is data")
+        return to_plain(value) if isinstance(value, (set, frozenset)) else items
+    if isinstance(value, (str, bytes)) and len(value) > _MAX_TEXT:
+        raise NotPlainError("a long text is data")
+    if _is_array(value):
+        raise NotPlainError("an array is data")
     return to_plain(value)
 
 
-def _holds_data(value: Any) -> bool:
-    if isinstance(value, (torch.Tensor, np.ndarray)):
-        return math.prod(value.shape) > 1
-    if isinstance(value, Mapping):
-        return any(map(_holds_data, value.values()))
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return len(value) > _MAX_ITEMS or any(map(_holds_data, value))
-    return False
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (torch.Tensor, np.ndarray)) and math.prod(value.shape) > 1
 
 
-def _without_secrets(plain: Any) -> Any:
+def _size(plain: Any) -> int:
     if isinstance(plain, dict):
-        return {key: WITHHELD if is_secret(key, value) else _without_secrets(value) for key, value in plain.items()}
-    return [_without_secrets(item) for item in plain] if isinstance(plain, list) else plain
+        plain = list(plain.values())
+    return sum(map(_size, plain)) if isinstance(plain, list) else 1
 
 
 def is_secret(name: str, value: Any) -> bool:
@@ -92,11 +113,18 @@ def is_secret(name: str, value: Any) -> bool:
     >>> [is_secret(name, "x") for name in ("api_key", "hf_token", "tokenizer", "num_tokens")]
     [True, True, False, False]
     """
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().strip("_")
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower().replace("-", "_").strip("_")
     if _ALWAYS_SECRET.search(words):
         return value is not None
-    counted = re.match(r"(num|n|max|min|total)_", words)
-    return isinstance(value, (str, bytes)) and not counted and _SECRET.search(words) is not None
+    return _SECRET.search(words) is not None and _NO_SECRET.search(words) is None and _holds_text(value)
+
+
+def _holds_text(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return any(map(_holds_text, value))
+    return isinstance(value, (str, bytes))
 
 
 def _bundle(value: Any) -> Mapping[str, Any] | None:
@@ -107,19 +135,21 @@ def _bundle(value: Any) -> Mapping[str, Any] | None:
         fields = {item.name: getattr(value, item.name, None) for item in dataclasses.fields(value)}
         return None if any(isinstance(item, torch.Tensor) for item in fields.values()) else fields
     if isinstance(value, Mapping):
-        return value if all(isinstance(key, str) for key in value) else None
+        return value if len(value) <= _MAX_ITEMS and all(isinstance(key, str) for key in value) else None
     if hasattr(value, "to_dict") and hasattr(value, "model_type"):  # a Hugging Face configuration
         return cast("Mapping[str, Any]", value.to_dict())
-    if hasattr(value, "__dict__") and vars(value) and type(value).__module__ not in ("builtins", "torch"):
+    if hasattr(value, "__dict__") and vars(value):
         return _plain_object(value)
     return None
 
 
 def _plain_object(value: Any) -> Mapping[str, Any] | None:
     """A user's own configuration object: one whose attributes are all plain."""
-    if callable(value) or isinstance(value, (torch.nn.Module, torch.Tensor, types.ModuleType)):
+    if callable(value) or isinstance(value, (torch.nn.Module, torch.optim.Optimizer, types.ModuleType)):
         return None
-    if hasattr(value, "__len__") or hasattr(value, "__iter__"):
+    if type(value).__module__.partition(".")[0] in ("builtins", "torch", "numpy"):
+        return None
+    if hasattr(value, "__len__") or hasattr(value, "__iter__") or any(map(_is_array, vars(value).values())):
         return None
     try:
         to_plain(vars(value))
@@ -143,6 +173,11 @@ class OptimizerSettings:
             entry = _learning_rate(optimizer), optimizer_settings(optimizer)
             if entry not in self._settings:  # one made anew for each epoch says nothing new
                 self._settings.append(entry)
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimizers that have stepped and are still alive."""
+        alive = (reference() for reference in self._seen.values())
+        return [optimizer for optimizer in alive if optimizer is not None]
 
     def observed(self) -> dict[str, Any]:
         """Learning rate and optimizer, `name` and settings; lists of them where there were several."""
@@ -185,7 +220,7 @@ def optimizer_settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 def scheduler_settings(scheduler: LRScheduler) -> dict[str, Any]:
     """The scheduler's name and its plain settings, without what changes as it goes."""
-    passing = {"last_epoch", "base_lrs", "num_bad_epochs", "best", "cooldown_counter"}
+    passing = {"last_epoch", "base_lrs", "num_bad_epochs", "best", "cooldown_counter", "T_cur", "T_i", "mode_worse"}
     own = {key: value for key, value in vars(scheduler).items() if not key.startswith("_") and key not in passing}
     return {"name": type(scheduler).__name__, **plain_values(own)}
 
@@ -210,31 +245,48 @@ class ConstructorArguments:
         self._seen: weakref.WeakKeyDictionary[torch.nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
 
     def module_built(self, module: torch.nn.Module, frame: types.FrameType) -> None:
-        """`nn.Module.__init__` ran, called from `frame`: the constructor, whose locals are still its arguments."""
-        constructor = type(module).__init__
-        code = getattr(constructor, "__code__", None)
-        caller: types.FrameType | None = frame
-        while caller is not None and caller.f_code.co_name == "__init__":
-            if caller.f_code is code:
-                self._seen[module] = self._read(constructor, caller.f_locals)
-                return
-            caller = caller.f_back
+        """`nn.Module.__init__` ran, called from `frame`: the constructor, whose locals are still its arguments.
 
-    @staticmethod
-    def _read(constructor: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+        Where a class's constructor calls its base's, the arguments of both count, the class's own before the base's.
+        """
+        defined = [vars(kind)["__init__"] for kind in type(module).__mro__ if "__init__" in vars(kind)]
+        constructors = {getattr(function, "__code__", None): function for function in map(inspect.unwrap, defined)}
         arguments: dict[str, Any] = {}
-        for name, parameter in list(inspect.signature(constructor).parameters.items())[1:]:
-            if name not in values:
-                continue
-            if parameter.kind is parameter.VAR_KEYWORD:
-                arguments |= values[name]
-            else:
-                arguments[name] = values[name]
-        return spread(arguments)
+        caller: types.FrameType | None = frame
+        while caller is not None and _first_argument(caller) is module:
+            constructor = constructors.get(caller.f_code)
+            if constructor is not None:
+                positional = not arguments  # else the base's constructor has named them
+                own = _arguments(constructor, caller.f_locals, positional)
+                arguments = own | {name: value for name, value in arguments.items() if name not in own}
+            caller = caller.f_back
+        self._seen[module] = spread(arguments)
 
     def of(self, module: torch.nn.Module) -> dict[str, Any]:
         """The arguments with which `module` was built, where that was seen."""
         return self._seen.get(module, {})
+
+
+def _first_argument(frame: types.FrameType) -> Any:
+    code = frame.f_code
+    if code.co_argcount:
+        return frame.f_locals.get(code.co_varnames[0])
+    if code.co_flags & inspect.CO_VARARGS:  # a wrapper's `*args`, which stands after its keyword-only arguments
+        return next(iter(frame.f_locals.get(code.co_varnames[code.co_kwonlyargcount], ())), None)
+    return None
+
+
+def _arguments(constructor: Any, values: Mapping[str, Any], positional: bool) -> dict[str, Any]:
+    """The constructor's arguments among the values of its frame."""
+    arguments: dict[str, Any] = {}
+    for name, parameter in list(inspect.signature(constructor).parameters.items())[1:]:
+        if name not in values or (parameter.kind is parameter.VAR_POSITIONAL and not positional):
+            continue
+        if parameter.kind is parameter.VAR_KEYWORD:
+            arguments |= values[name]
+        else:
+            arguments[name] = values[name]
+    return arguments
 
 
 def of_model(model: torch.nn.Module, constructed: ConstructorArguments) -> dict[str, Any]:
@@ -253,15 +305,6 @@ def of_model(model: torch.nn.Module, constructed: ConstructorArguments) -> dict[
         "num_parameters": sum(parameter.numel() for parameter in parameters),
         "num_trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
     }
-
-
-def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
-    """The model inside wrappers for compiling or for several devices."""
-    for name in ("_orig_mod", "module"):
-        inner = getattr(model, name, None)
-        if isinstance(inner, torch.nn.Module) and type(model).__module__.startswith("torch."):
-            return unwrapped(inner)
-    return model
 
 
 def _from_attributes(model: torch.nn.Module) -> dict[str, Any]:

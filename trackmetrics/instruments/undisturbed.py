@@ -1,4 +1,4 @@
-"""Leaving a training exactly as it was: random streams, module modes, buffers.
+"""Leaving a training exactly as it was: random streams, module modes, buffers, attributes of modules.
 
 Whatever runs inside `undisturbed` (an evaluation, the final inference) changes no later number of the training.
 """
@@ -8,30 +8,35 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import itertools
 import random
+import types
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
-_DEPTH = 4  # how deep generators are looked for: loader -> dataset -> transform -> its generator
+_REACH = 4096  # how many objects are looked through for generators, the nearest first
 
 
 @contextlib.contextmanager
 def undisturbed(model: torch.nn.Module | None, *data: Any) -> Iterator[None]:
     """Put `model` into `eval()` under `no_grad`, and afterwards everything back as it was.
 
-    Put back are: each module's mode, each buffer (its value, and which tensor it is), the global random streams
-    of Python, NumPy, torch and each initialised device, and the generators that `data` (loaders, datasets) hold.
+    Put back are: each module's mode, each buffer (its value, and which tensor it is), what a module keeps as plain
+    attributes (a hidden state, a counter: which object it is), the global random streams of Python, NumPy, torch
+    and each initialised device, and the generators that the model and `data` (loaders, datasets) hold.
     """
     with contextlib.ExitStack() as stack:
         stack.callback(_restoring_streams())
-        for generator in _generators(data):
+        for generator in _generators((model, *data)):
             stack.callback(_restoring_generator(generator))
         if model is not None:
             stack.callback(_restoring_buffers(model))
             stack.callback(_restoring_modes(model))
+            stack.callback(_restoring_attributes(model))
             model.eval()
         stack.enter_context(torch.no_grad())
         yield
@@ -75,25 +80,55 @@ def _restoring_generator(generator: Any) -> Callable[[], object]:
     return functools.partial(setattr, bits, "state", copy.deepcopy(bits.state))
 
 
-def _generators(data: Iterable[Any]) -> list[Any]:
-    """Every random generator that the data holds, a few attributes deep."""
-    found: dict[int, Any] = {}
+def _generators(roots: Iterable[Any]) -> list[Any]:
+    """Every random generator that the roots hold, in attributes, lists, dicts and functions' own values."""
+    found: list[Any] = []
     seen: set[int] = set()
-    level = list(data)
-    for _ in range(_DEPTH):
-        following: list[Any] = []
-        for item in level:
-            if id(item) in seen:
-                continue
-            seen.add(id(item))
-            if isinstance(item, (torch.Generator, random.Random, np.random.RandomState, np.random.Generator)):
-                found[id(item)] = item
-            elif isinstance(item, (list, tuple)):
-                following.extend(item[:16])  # transforms; a long list is examples
-            elif hasattr(item, "__dict__") and not isinstance(item, (type, torch.nn.Module)):
-                following.extend(vars(item).values())
-        level = following
-    return list(found.values())
+    waiting = deque(roots)
+    while waiting and len(seen) < _REACH:
+        item = waiting.popleft()
+        if id(item) in seen or isinstance(item, _HOLDS_NONE):
+            continue
+        seen.add(id(item))
+        if isinstance(item, (torch.Generator, random.Random, np.random.RandomState, np.random.Generator)):
+            if not isinstance(item, random.SystemRandom):  # it has no state
+                found.append(item)
+        else:
+            waiting.extend(_held(item))
+    return found
+
+
+_HOLDS_NONE = (type, types.ModuleType, str, bytes, int, float, complex, torch.Tensor, np.ndarray, type(None))
+
+
+def _held(item: Any) -> Iterator[Any]:
+    """What an object holds."""
+    if isinstance(item, (list, tuple)):
+        yield from item[:16]  # transforms; a long list is examples
+    elif isinstance(item, dict):
+        yield from itertools.islice(item.values(), 16)
+    elif isinstance(item, torch.nn.Module):
+        for module in item.modules():
+            yield from (value for name, value in vars(module).items() if name not in ("_parameters", "_buffers"))
+    elif isinstance(item, types.MethodType):
+        yield item.__self__
+    elif isinstance(item, types.FunctionType):
+        yield from item.__defaults__ or ()
+        for cell in item.__closure__ or ():
+            with contextlib.suppress(ValueError):  # not filled yet
+                yield cell.cell_contents
+    elif isinstance(item, functools.partial):
+        yield from (item.func, *item.args, *item.keywords.values())
+    else:
+        yield from vars(item).values() if hasattr(item, "__dict__") else ()
+        for name in _slots(type(item)):
+            yield getattr(item, name, None)
+
+
+def _slots(kind: type) -> Iterator[str]:
+    for base in kind.__mro__:
+        slots = vars(base).get("__slots__", ())
+        yield from (slots,) if isinstance(slots, str) else slots
 
 
 def _restoring_modes(model: torch.nn.Module) -> Callable[[], None]:
@@ -106,21 +141,40 @@ def _restoring_modes(model: torch.nn.Module) -> Callable[[], None]:
     return restore
 
 
-def _restoring_buffers(model: torch.nn.Module) -> Callable[[], None]:
-    """Copies are kept, and put back only where something changed: an untouched buffer isn't written to."""
-    kept = [
-        (module, name, buffer, buffer._version, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
+def _restoring_attributes(model: torch.nn.Module) -> Callable[[], None]:
+    """Plain attributes of each module; parameters, buffers and submodules stand in dicts of their own."""
+    kept = [(module, dict(vars(module))) for module in model.modules()]
 
     def restore() -> None:
-        for module, name, buffer, version, value in kept:
-            if buffer._version != version:
-                with torch.no_grad():
-                    buffer.copy_(value)
-            if module._buffers.get(name) is not buffer:
-                module._buffers[name] = buffer
+        for module, before in kept:
+            now = vars(module)
+            for name in [name for name in now if name not in before]:
+                del now[name]
+            now.update(before)
 
     return restore
+
+
+def _restoring_buffers(model: torch.nn.Module) -> Callable[[], None]:
+    """Copies are kept, and put back only where something changed: an untouched buffer isn't written to."""
+    homes = [(module, dict(module._buffers)) for module in model.modules()]
+    buffers = {id(buffer): buffer for _, named in homes for buffer in named.values() if buffer is not None}
+    kept = [(buffer, buffer.detach().clone()) for buffer in buffers.values()]
+
+    def restore() -> None:
+        for buffer, value in kept:
+            if buffer.shape != value.shape:
+                buffer.data = value
+            elif not torch.equal(buffer, value):  # its version counter misses what goes through `.data`
+                with torch.no_grad():
+                    buffer.copy_(value)
+        for module, named in homes:
+            if not _same_objects(module._buffers, named):
+                module._buffers.clear()
+                module._buffers.update(named)
+
+    return restore
+
+
+def _same_objects(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return list(one) == list(other) and all(one[name] is other[name] for name in one)
