@@ -6,6 +6,7 @@ uses changes nothing in the figures.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,6 +22,9 @@ class Criterion:
     `kind` says what a target is: `classes` (an index, predicted by the largest score), `binary` (0 or 1, predicted
     by a threshold, element by element), `elements` (a number; no accuracy), `rows` (a distribution; no accuracy).
     `positions` gives the place of each of its arguments.
+
+    A value is a mean over the targets; only `kl_div`'s `mean`, which is one over the elements of its distributions,
+    and its `batchmean` each stay what they are.
     """
 
     name: str
@@ -29,6 +33,12 @@ class Criterion:
     kind: str
     positions: tuple[str, ...]
     threshold: float = 0.0
+
+    def bound(self, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The arguments of a call in the order of `positions`; one that wasn't given is None."""
+        if not keywords:
+            return args
+        return (*args, *(keywords.get(name) for name in self.positions[len(args) :]))
 
 
 _nn = torch._C._nn
@@ -64,23 +74,30 @@ CRITERIA = (
 
 
 class Call:
-    """One call of a criterion in a training: what a later settling needs, free of the graph."""
+    """One call of a criterion in a training: what settling it needs, free of the graph.
 
-    __slots__ = ("arguments", "criterion", "factor", "input", "result", "target", "versions")
+    `arguments` stand in the order of the criterion's `positions`. The result is copied: a loop may go on to change
+    it in place (`loss /= k`, `loss += penalty`). `factor` is the gradient that a backward handed to the result;
+    `settled` what a listener makes of the call, once.
+    """
+
+    __slots__ = ("arguments", "criterion", "factor", "input", "result", "settled", "target", "versions")
 
     def __init__(self, criterion: Criterion, arguments: tuple[Any, ...], result: torch.Tensor) -> None:
         self.criterion = criterion
         self.arguments = arguments[2:]
         self.input: torch.Tensor = arguments[0].detach()
         self.target: torch.Tensor = arguments[1].detach()
-        self.result = result.detach()
+        self.result = result.detach().clone()
         self.factor: torch.Tensor | None = None
+        self.settled: Any = None
         self.versions = (self.input._version, self.target._version)
 
     def argument(self, name: str, default: Any = None) -> Any:
         """The argument `name` after input and target, as it was passed."""
         index = self.criterion.positions.index(name) - 2 if name in self.criterion.positions else -1
-        return self.arguments[index] if 0 <= index < len(self.arguments) else default
+        value = self.arguments[index] if 0 <= index < len(self.arguments) else None
+        return default if value is None else value
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -100,6 +117,12 @@ class Call:
         """Whether input or target changed since the call: a buffer that the user fills again."""
         return (self.input._version, self.target._version) != self.versions
 
+    def release(self) -> None:
+        """Let go of the tensors: a loop may keep its losses, and with them whatever is hooked to them."""
+        self.input = self.target = self.result = torch.empty(0)
+        self.factor = None
+        self.arguments = ()
+
 
 class Tally(NamedTuple):
     """What one call says: loss a target, how many targets, how many right, how many of those targets were soft.
@@ -117,16 +140,16 @@ class Tally(NamedTuple):
 def tally(call: Call) -> Tally:
     """Settle a call: the value as its `mean` reduction would give it, and its predictions against its targets.
 
-    With reduction `none`, a target whose result got no gradient (a masked one) is not counted.
+    With reduction `none`, a target whose result got no gradient (a masked one) is not counted. A call all of whose
+    targets are ignored has the value NaN, a mean over nothing.
     """
     counted = _counted(call)
-    normaliser = _normaliser(call, counted)
+    result = call.result if call.result.dtype is torch.float64 else call.result.float()
     if call.reduction == "mean":
-        value = call.result
-    elif call.reduction == "sum":
-        value = call.result / normaliser
+        value = result
     else:
-        value = (call.result if counted is None else call.result * counted).sum() / normaliser
+        total = result if counted is None or call.reduction == "sum" else torch.where(counted, result, 0)
+        value = total.sum() / _normaliser(call, counted)
     targets: torch.Tensor | int = _number_of_targets(call) if counted is None else counted.sum()
     correct, soft = _judged(call, counted)
     return Tally(value, targets, correct, soft)

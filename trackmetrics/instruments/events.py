@@ -32,8 +32,8 @@ class Listener:
     def criterion_called(self, criterion: Criterion, arguments: tuple[Any, ...], result: torch.Tensor) -> None:
         """A loss function returned `result`; `arguments` are those of its lowest level."""
 
-    def loss_scaled(self, scale: torch.Tensor) -> None:
-        """A gradient scaler multiplied a loss by `scale`, a tensor of its own that it may change later."""
+    def loss_scaled(self, scaled: torch.Tensor, scale: torch.Tensor) -> None:
+        """A gradient scaler gave `scaled`, a loss times `scale`: a tensor of its own that it may change later."""
 
     def backward_begins(self, roots: tuple[torch.Tensor, ...]) -> None:
         """`backward` was called on `roots`."""
@@ -47,10 +47,16 @@ class Listener:
     def optimizer_stepped(self, optimizer: torch.optim.Optimizer) -> None:
         """That optimizer's step is over."""
 
-    def scaler_steps(self) -> None:
-        """A gradient scaler's `step` begins; it steps its optimizer inside, or skips it."""
+    def closure_begins(self, optimizer: torch.optim.Optimizer) -> None:
+        """The closure that `optimizer`'s step was given is about to be evaluated."""
 
-    def scaler_stepped(self) -> None:
+    def closure_ended(self, optimizer: torch.optim.Optimizer, completed: bool) -> None:
+        """That evaluation is over; `completed` unless it raised."""
+
+    def scaler_steps(self, optimizer: torch.optim.Optimizer) -> None:
+        """A gradient scaler's `step` begins; it steps `optimizer` inside, or skips it."""
+
+    def scaler_stepped(self, optimizer: torch.optim.Optimizer) -> None:
         """That gradient scaler's `step` is over."""
 
     def optimizer_built(self, optimizer: torch.optim.Optimizer) -> None:
@@ -60,11 +66,47 @@ class Listener:
         """`nn.Module.__init__` ran for a module; `frame` is the one that called it."""
 
 
+class _Patches:
+    """What was patched when the first of the live runs began. Not `live` any more, a patch only passes on.
+
+    That happens where a user wrapped ours during the run, and keeps theirs around it: the next run patches anew,
+    and must not hear a call twice.
+    """
+
+    def __init__(self) -> None:
+        self.live = True
+        self.undo: list[Callable[[], None]] = []
+
+    def listener(self) -> Listener | None:
+        """Whoever listens in the calling context."""
+        return _listener.get() if self.live else None
+
+    def wrap(
+        self, owner: Any, name: str, observe: Callable[[_Patches, Callable[..., Any]], Callable[..., Any]]
+    ) -> None:
+        """Put what `observe` makes of `owner.name` in its place."""
+        original = getattr(owner, name)
+        observed = functools.update_wrapper(observe(self, original), original)
+        setattr(owner, name, observed)
+
+        def undo() -> None:
+            if getattr(owner, name, None) is observed:  # else a user's patch has taken our place, and stays
+                setattr(owner, name, original)
+
+        self.undo.append(undo)
+
+    def remove(self) -> None:
+        """Put everything back."""
+        self.live = False
+        while self.undo:
+            self.undo.pop()()
+
+
 _listener: ContextVar[Listener | None] = ContextVar("trackmetrics_listener", default=None)
 _in_backward: list[Listener] = []
 _lock = threading.Lock()
 _live = 0
-_undo: list[Callable[[], None]] = []
+_patches = _Patches()
 
 
 @contextlib.contextmanager
@@ -95,11 +137,12 @@ def live_runs() -> int:
 
 
 def _acquire() -> None:
-    global _live
+    global _live, _patches
     with _lock:
         _live += 1
         if _live == 1:
-            _install()
+            _patches = _Patches()
+            _install(_patches)
 
 
 def _release() -> None:
@@ -107,49 +150,35 @@ def _release() -> None:
     with _lock:
         _live -= 1
         if _live == 0:
-            while _undo:
-                _undo.pop()()
+            _patches.remove()
 
 
-def _install() -> None:
+def _install(patches: _Patches) -> None:
     for criterion in CRITERIA:
-        _wrap(criterion.owner, criterion.name, functools.partial(_observe_criterion, criterion))
-    _wrap(torch.autograd, "backward", _observe_backward)
-    _wrap(torch.amp.GradScaler, "scale", _observe_scale)
-    _wrap(torch.amp.GradScaler, "step", _observe_scaler_step)
-    _wrap(torch.optim.Optimizer, "__init__", _observe_optimizer_init)
-    _wrap(torch.nn.Module, "__init__", _observe_module_init)
-    _undo.append(torch_optimizer.register_optimizer_step_pre_hook(_optimizer_steps).remove)
-    _undo.append(torch_optimizer.register_optimizer_step_post_hook(_optimizer_stepped).remove)
+        patches.wrap(criterion.owner, criterion.name, functools.partial(_observe_criterion, criterion))
+    patches.wrap(torch.autograd, "backward", _observe_backward)
+    patches.wrap(torch.amp.GradScaler, "scale", _observe_scale)
+    patches.wrap(torch.amp.GradScaler, "step", _observe_scaler_step)
+    patches.wrap(torch.optim.Optimizer, "__init__", _observe_optimizer_init)
+    patches.wrap(torch.nn.Module, "__init__", _observe_module_init)
+    patches.undo.append(torch_optimizer.register_optimizer_step_pre_hook(_optimizer_steps).remove)
+    patches.undo.append(torch_optimizer.register_optimizer_step_post_hook(_optimizer_stepped).remove)
 
 
-def _wrap(owner: Any, name: str, observe: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    original = getattr(owner, name)
-    observed = functools.update_wrapper(observe(original), original)
-    setattr(owner, name, observed)
-
-    def undo() -> None:
-        # Whoever wrapped ours while we were here keeps theirs; ours then only passes on.
-        if getattr(owner, name, None) is observed:
-            setattr(owner, name, original)
-
-    _undo.append(undo)
-
-
-def _observe_criterion(criterion: Criterion, original: Callable[..., Any]) -> Callable[..., Any]:
+def _observe_criterion(criterion: Criterion, patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
     def observed(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
-        listener = _listener.get()
+        listener = patches.listener()
         if listener is not None and type(result) is torch.Tensor:  # no fake tensor of a compiler's tracing
-            listener.criterion_called(criterion, args, result)
+            listener.criterion_called(criterion, criterion.bound(args, kwargs), result)
         return result
 
     return observed
 
 
-def _observe_backward(original: Callable[..., Any]) -> Callable[..., Any]:
+def _observe_backward(patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
     def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
-        listener = _listener.get()
+        listener = patches.listener()
         if listener is None:
             return original(tensors, *args, **kwargs)
         roots = (tensors,) if isinstance(tensors, torch.Tensor) else tensors
@@ -169,55 +198,96 @@ def _observe_backward(original: Callable[..., Any]) -> Callable[..., Any]:
     return backward
 
 
-def _observe_scale(original: Callable[..., Any]) -> Callable[..., Any]:
+def _observe_scale(patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
     def scale(self: Any, outputs: Any) -> Any:
         scaled = original(self, outputs)
-        listener = _listener.get()
+        listener = patches.listener()
         if listener is not None and isinstance(getattr(self, "_scale", None), torch.Tensor) and self.is_enabled():
-            listener.loss_scaled(self._scale)
+            for loss in _tensors_in(scaled):
+                listener.loss_scaled(loss, self._scale)
         return scaled
 
     return scale
 
 
-def _observe_scaler_step(original: Callable[..., Any]) -> Callable[..., Any]:
+def _tensors_in(outputs: Any) -> Iterator[torch.Tensor]:
+    if isinstance(outputs, torch.Tensor):
+        yield outputs
+    elif isinstance(outputs, (list, tuple)):  # any other iterable can be read once, and is the user's to read
+        for output in outputs:
+            yield from _tensors_in(output)
+
+
+def _observe_scaler_step(patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        listener = _listener.get()
-        if listener is None or not self.is_enabled():
+        listener = patches.listener()
+        if listener is None or not self.is_enabled() or not (args or "optimizer" in kwargs):
             return original(self, *args, **kwargs)
-        listener.scaler_steps()
+        optimizer = args[0] if args else kwargs["optimizer"]
+        listener.scaler_steps(optimizer)
         result = original(self, *args, **kwargs)
-        listener.scaler_stepped()
+        listener.scaler_stepped(optimizer)
         return result
 
     return step
 
 
-def _observe_optimizer_init(original: Callable[..., Any]) -> Callable[..., Any]:
+def _observe_optimizer_init(patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
     def __init__(self: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        listener = _listener.get()
+        listener = patches.listener()
         if listener is not None:
             listener.optimizer_built(self)
 
     return __init__
 
 
-def _observe_module_init(original: Callable[..., Any]) -> Callable[..., Any]:
+def _observe_module_init(patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
     def __init__(self: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        listener = _listener.get()
+        listener = patches.listener()
         if listener is not None:
             listener.module_built(self, sys._getframe(1))
 
     return __init__
 
 
-def _optimizer_steps(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+class _Closure:
+    """A closure as the user gave it to an optimizer's step, each evaluation told to the listener."""
+
+    def __init__(self, listener: Listener, optimizer: torch.optim.Optimizer, evaluate: Callable[[], Any]) -> None:
+        functools.update_wrapper(self, evaluate)
+        self._listener = listener
+        self._optimizer = optimizer
+        self._evaluate = evaluate
+
+    def __call__(self) -> Any:
+        self._listener.closure_begins(self._optimizer)
+        completed = False
+        try:
+            loss = self._evaluate()
+            completed = True
+            return loss
+        finally:
+            self._listener.closure_ended(self._optimizer, completed)
+
+
+def _optimizer_steps(
+    optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """A step's arguments are handed to the hook, its optimizer first; what it gives back takes their place."""
     listener = _listener_of_step()
-    if listener is not None:
-        # The hook is handed the step's arguments, its optimizer first.
-        listener.optimizer_steps(optimizer, any(callable(arg) for arg in (*args[1:], *kwargs.values())))
+    if listener is None:
+        return None
+    closures = [item for item in (*args[1:], *kwargs.values()) if callable(item)]
+    listener.optimizer_steps(optimizer, bool(closures))
+    if not closures:
+        return None
+
+    def observed(item: Any) -> Any:
+        return _Closure(listener, optimizer, item) if item is closures[0] else item
+
+    return (args[0], *map(observed, args[1:])), {name: observed(item) for name, item in kwargs.items()}
 
 
 def _optimizer_stepped(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -229,6 +299,12 @@ def _optimizer_stepped(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any)
 def _listener_of_step() -> Listener | None:
     """The calling context's, or, on a thread of the autograd engine, that of the backward under way."""
     listener = _listener.get()
-    if listener is None and len(_in_backward) == 1:
+    if listener is None and len(_in_backward) == 1 and _on_engine_thread():
         return _in_backward[0]
     return listener
+
+
+def _on_engine_thread() -> bool:
+    """Whether this thread is none that Python started: a stranger's training in another thread isn't the run's."""
+    here = threading.get_ident()
+    return all(thread.ident != here or isinstance(thread, threading._DummyThread) for thread in threading.enumerate())

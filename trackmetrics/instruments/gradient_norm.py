@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 MEANING = (
@@ -25,6 +26,9 @@ MEANING = (
     "mean over the epoch's steps"
 )
 _FOLD = 1024  # step norms that wait as separate tensors before they become one
+_SHORT = 2**10  # elements that a CPU adds up in float32 at a relative error below 1e-6, whatever they are
+_LONG = 2**14  # elements from which on float64 costs much, and rows of them cost little
+_ROW = 2**9
 _SKIPPED = -1.0  # stands for a step that a fused optimizer skipped by itself; a norm is never negative
 
 
@@ -46,8 +50,9 @@ class _Step:
     """The gradients of a step in the making, by the identity of their parameter."""
 
     norms: dict[int, torch.Tensor] = field(default_factory=dict)
-    included: set[int] = field(default_factory=set)
-    total: list[torch.Tensor] = field(default_factory=list)
+    included: dict[int, torch.Tensor] = field(default_factory=dict)
+    inside: list[torch.Tensor] = field(default_factory=list)
+    skipped: set[int] = field(default_factory=set)
     found_inf: torch.Tensor | None = None
 
 
@@ -55,7 +60,8 @@ class GradientNorm:
     """Measures one gradient norm a training step, without making the device wait.
 
     Call `prepare` before a backward, `measure` after it, `include` when an optimizer steps (or `include_all` where
-    there is none), `end_step` when the step is over, and `take` once an epoch. `release` removes every hook.
+    there is none), `skip` when a gradient scaler skips an optimizer's step, `end_step` when the step is over, and
+    `take` once an epoch. `release` removes every hook.
     `measured_at_step` says that some gradient was seen only when its optimizer stepped: it was set by hand.
     """
 
@@ -66,7 +72,7 @@ class GradientNorm:
         self._arrived: list[torch.Tensor] = []
         self._own_leaves: set[int] | None = None
         self._looked_around = False
-        self._has_optimizer = False
+        self._an_owner: weakref.ref[torch.optim.Optimizer] | None = None
         self._step = _Step()
         self._totals: list[torch.Tensor] = []
         self._skipped = 0
@@ -89,19 +95,26 @@ class GradientNorm:
         """
         if not self._looked_around:
             self._looked_around = True
-            for candidate in gc.get_objects():
-                if issubclass(type(candidate), torch.optim.Optimizer):
-                    self.add_optimizer(candidate)
+            classes = {id(kind) for kind in _subclasses(torch.optim.Optimizer)}
+            for optimizer in [item for item in gc.get_objects() if id(type(item)) in classes]:
+                self.add_optimizer(optimizer)
         for optimizer in self.optimizers():
-            for parameter in _parameters(optimizer):
+            for parameter in parameters_of(optimizer):
                 self._hook(parameter)
-        self._own_leaves = None
-        if not alone or not self._has_optimizer:
-            leaves = _leaves(roots)
-            for leaf in leaves:
-                self._hook(leaf)
-            self._own_leaves = None if alone else {id(leaf) for leaf in leaves}
+        self._own_leaves = None if alone else set()
         self._arrived.clear()
+        self.prepare_inner(roots)
+
+    def prepare_inner(self, roots: Iterable[torch.Tensor]) -> None:
+        """Do the same for a backward inside the one under way: reentrant checkpointing hides its leaves until then."""
+        if self._own_leaves is None and self._owner() is not None:
+            return
+        leaves = _leaves(roots)
+        parameters = [leaf for leaf in leaves if isinstance(leaf, torch.nn.Parameter)]
+        for leaf in parameters or leaves:  # beside parameters, any other leaf is an input that wants its gradient
+            self._hook(leaf)
+            if self._own_leaves is not None:
+                self._own_leaves.add(id(leaf))
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """The optimizers known so far that are still alive."""
@@ -149,14 +162,19 @@ class GradientNorm:
 
     def measure_inside(self, optimizer: torch.optim.Optimizer, scale: torch.Tensor | None = None) -> None:
         """Take the gradients that `optimizer` is about to use while the backward goes on, and keep their norms."""
-        self._step.total.extend(_norms_by_owner(_parameters(optimizer), scale).values())
+        self._step.inside.extend(_norms_by_owner(parameters_of(optimizer), scale).values())
 
     def has_optimizer(self) -> bool:
         """Whether some optimizer owns something of what is trained."""
-        if not self._has_optimizer:
-            owned = {id(parameter) for optimizer in self.optimizers() for parameter in _parameters(optimizer)}
-            self._has_optimizer = not owned.isdisjoint(self._trained)
-        return self._has_optimizer
+        if self._owner() is None:
+            for optimizer in self.optimizers():
+                if any(id(parameter) in self._trained for parameter in parameters_of(optimizer)):
+                    self._an_owner = weakref.ref(optimizer)
+        return self._owner() is not None
+
+    def _owner(self) -> torch.optim.Optimizer | None:
+        """An optimizer that is known to own something of what is trained."""
+        return None if self._an_owner is None else self._an_owner()
 
     def include(self, optimizer: torch.optim.Optimizer) -> None:
         """Count the gradients of `optimizer`'s parameters into the step, each parameter once.
@@ -165,46 +183,53 @@ class GradientNorm:
         """
         step = self._step
         unmeasured = []
-        for parameter in _parameters(optimizer):
-            key = id(parameter)
-            if key in step.included or parameter.grad is None:
+        for parameter in parameters_of(optimizer):
+            if parameter.grad is None:
                 continue
-            step.included.add(key)
-            if key in step.norms:
-                step.total.append(step.norms[key])
-            else:
+            norm = step.norms.get(id(parameter))
+            if norm is not None:
+                step.included[id(parameter)] = norm
+            elif id(parameter) not in step.included:
                 unmeasured.append(parameter)
         if unmeasured:
             self.measured_at_step = True
-            step.total.extend(_norms_by_owner(unmeasured, None).values())
+            step.included.update(_norms_by_owner(unmeasured, getattr(optimizer, "grad_scale", None)))
         found_inf = getattr(optimizer, "found_inf", None)
         if isinstance(found_inf, torch.Tensor):  # a fused optimizer, which skips the step in its own kernel
             step.found_inf = found_inf.detach().clone()
 
     def include_all(self) -> None:
         """Count every measured gradient into the step: a training without an optimizer."""
-        self._step.total.extend(self._step.norms.values())
+        self._step.included = dict(self._step.norms)
+
+    def skip(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leave the gradients of `optimizer`'s parameters out of the step: its gradient scaler skipped it."""
+        self._step.skipped.update(id(parameter) for parameter in parameters_of(optimizer))
+
+    @property
+    def included(self) -> bool:
+        """Whether the step in the making has a gradient that was applied."""
+        return bool(self._step.included or self._step.inside)
 
     def complete(self) -> bool:
-        """Whether the step has all the gradients that were measured for it, so that no further optimizer is due."""
-        return self._step.included.issuperset(self._step.norms)
-
-    def skip(self) -> None:
-        """Drop the step: its gradient scaler skipped it."""
-        self._skipped += 1
-        self._step = _Step()
+        """Whether all that was measured for the step is accounted for, so that no further optimizer is due."""
+        step = self._step
+        accounted = step.included.keys() | step.skipped if step.skipped else step.included.keys()
+        return self.measured and step.norms.keys() <= accounted
 
     def end_step(self) -> bool:
-        """Close the step; say whether it was one (it had a gradient)."""
+        """Close the step; say whether it was one: it applied a gradient."""
         step, self._step = self._step, _Step()
-        if not step.total:
+        applied = [*step.included.values(), *step.inside]
+        if not applied:
+            self._skipped += bool(step.skipped)
             return False
-        total = _root_of_squares(step.total)
+        total = _root_of_squares(applied)
         if step.found_inf is not None:
             total = torch.where(step.found_inf.to(total.device) > 0, torch.full_like(total, _SKIPPED), total)
         self._totals.append(total.reshape(1))
         if len(self._totals) >= _FOLD:
-            self._totals = [torch.cat(self._totals)]
+            self._totals = [torch.cat([item.to(total.device) for item in self._totals])]
         return True
 
     # An epoch
@@ -249,28 +274,37 @@ def gradient_norms(grads: list[torch.Tensor]) -> list[torch.Tensor]:
     """The L2 norm of each gradient, as tensors without dimensions on its device; no gradient is changed.
 
     Half types are summed in float32 (bfloat16, whose squares overflow even that, in float64 where the device has
-    it); a sparse gradient's repeated indices are added up first.
+    it); a sparse gradient's repeated indices are added up first. A CPU adds up one float after the other, which
+    loses a thousandth over ten million: all but short gradients are summed in float64 there, long ones in rows.
     """
     norms: list[torch.Tensor | None] = [None] * len(grads)
-    alike: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    alike: dict[tuple[torch.dtype, torch.device, torch.dtype | None], list[int]] = {}
     with torch.no_grad():
         for index, grad in enumerate(grads):
-            if type(grad) in (torch.Tensor, torch.nn.Parameter) and grad.layout is torch.strided:
-                alike.setdefault((grad.dtype, grad.device), []).append(index)
-            else:
+            if type(grad) not in (torch.Tensor, torch.nn.Parameter) or grad.layout is not torch.strided:
                 norms[index] = _norm_of_one(grad)
-        for (dtype, device), indices in alike.items():
-            taken = torch._foreach_norm([grads[index] for index in indices], 2, dtype=_wide(dtype, device))
+                continue
+            wide, length = _wide(grad.dtype, grad.device), grad.numel()
+            if length > _SHORT and grad.device.type == "cpu":
+                if length > _LONG:
+                    norms[index] = _norm_in_rows(grad)
+                    continue
+                wide = None if grad.is_complex() else torch.float64
+            alike.setdefault((grad.dtype, grad.device, wide), []).append(index)
+        for (_, _, wide), indices in alike.items():
+            taken = torch._foreach_norm([grads[index] for index in indices], 2, dtype=wide)
             for index, norm in zip(indices, taken):
                 norms[index] = norm
     return [norm for norm in norms if norm is not None]
 
 
 def _root_of_squares(norms: list[torch.Tensor]) -> torch.Tensor:
-    first = norms[0]
-    if any(norm.device != first.device or norm.dtype != first.dtype for norm in norms):
-        norms = [norm.to(first.device, _widest(first.device)) for norm in norms]
-    total: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms), dtype=_widest(first.device))
+    device = norms[0].device
+    alike: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
+    for norm in norms:
+        alike.setdefault((norm.dtype, norm.device), []).append(norm)
+    parts = [torch.stack(group).to(device, _widest(device)) for group in alike.values()]
+    total: torch.Tensor = torch.linalg.vector_norm(torch.cat(parts))
     return total
 
 
@@ -285,6 +319,16 @@ def _norm_of_one(grad: torch.Tensor) -> torch.Tensor:
     return norm
 
 
+def _norm_in_rows(grad: torch.Tensor) -> torch.Tensor:
+    flat = (torch.view_as_real(grad.resolve_conj()) if grad.is_complex() else grad).reshape(-1)
+    whole = flat.numel() // _ROW * _ROW
+    wide = _wide(flat.dtype, flat.device)
+    rows = torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1, dtype=wide)
+    rest = torch.linalg.vector_norm(flat[whole:], dtype=wide)
+    norm: torch.Tensor = torch.linalg.vector_norm(torch.cat((rows, rest.reshape(1))), dtype=torch.float64)
+    return norm
+
+
 def _wide(dtype: torch.dtype, device: torch.device) -> torch.dtype | None:
     if dtype is torch.bfloat16:
         return _widest(device)
@@ -295,8 +339,16 @@ def _widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _parameters(optimizer: torch.optim.Optimizer) -> Iterable[torch.Tensor]:
-    return (parameter for group in optimizer.param_groups for parameter in group["params"])
+def _subclasses(kind: type) -> list[type]:
+    """A class and all that is derived from it."""
+    derived: list[type] = kind.__subclasses__()
+    return [kind, *(inner for child in derived for inner in _subclasses(child))]
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> Iterable[torch.Tensor]:
+    """Every parameter of every group, lazy ones that have no shape yet left out."""
+    groups = getattr(optimizer, "param_groups", ())  # a wrapper that is an optimizer in name may have none
+    return (parameter for group in groups for parameter in group["params"] if not is_lazy(parameter))
 
 
 def _leaves(roots: Iterable[torch.Tensor]) -> list[torch.Tensor]:

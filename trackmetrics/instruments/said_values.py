@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, shown
 from ..plain import NotPlainError, to_plain
 from ..record import METRIC_KEYS, RESERVED_EPOCH_KEYS
 from .training_metrics import DeviceMean
@@ -18,12 +18,13 @@ _IGNORED = -100  # the target that torch's criteria ignore by default
 class SaidValues:
     """Collects what `epoch.log` and `epoch.update` are given; tensors stay on their device until `take`.
 
-    `faults` says, by name, which value could not be used, and why.
+    After `take`, `faults` says, by name, which value could not be used, and why.
     """
 
     def __init__(self) -> None:
         self.faults: dict[str, str] = {}
         self._logged: dict[str, Any] = {}
+        self._refused: dict[str, str] = {}  # what update() couldn't read, unless it is logged by name
         self._loss: DeviceMean | None = None
         self._accuracy: DeviceMean | None = None
 
@@ -33,6 +34,7 @@ class SaidValues:
             if name in RESERVED_EPOCH_KEYS:
                 raise ArgumentError(f"log({name}=...) collides with a key that the run itself fills in; choose another")
         for name, value in values.items():
+            self.faults.pop(name, None)
             if isinstance(value, torch.Tensor):
                 self._logged[name] = value.detach().clone()
                 continue
@@ -43,27 +45,36 @@ class SaidValues:
                 self.faults[name] = f"log({name}=...) was given {error}; give a number, or plain data"
 
     def update(self, loss: Any, output: Any, target: Any) -> None:
-        """Take one batch's mean loss, and its outputs with their targets."""
+        """Take one batch's mean loss, and its outputs with their targets; what can't be read becomes a fault."""
         if output is not None and target is None:
             raise ArgumentError("update(output=...) came without target=; give both, or only loss=")
-        counted = None if target is None else _counted(target)
+        classes = None if target is None else _tensor(target)
+        counted = None if classes is None else _counted(classes)
         if loss is not None:
-            self._loss = self._loss or DeviceMean()
-            self._loss.add(torch.as_tensor(loss).detach().reshape(()), 1 if counted is None else counted.sum())
-        if output is not None and counted is not None:
-            self._judge(output.detach(), target, counted)
+            self._add_loss(loss, 1 if counted is None else counted.sum())
+        if output is not None:
+            self._judge(output, target, classes, counted)
 
-    def _judge(self, output: torch.Tensor, target: torch.Tensor, counted: torch.Tensor) -> None:
-        for dimension in (output.ndim - 1, 1):
-            shape = [*output.shape[:dimension], *output.shape[dimension + 1 :]]
-            if dimension < output.ndim and shape == list(target.shape) and not target.is_floating_point():
-                self._accuracy = self._accuracy or DeviceMean()
-                right = (output.argmax(dimension) == target) & counted
-                self._accuracy.add_sum(right.sum(), counted.sum())
-                return
-        self.faults["train_accuracy"] = (
-            f"update() was given an output of shape {tuple(output.shape)} and a {target.dtype} target of shape "
-            f"{tuple(target.shape)}; give class indices of the output's shape without its classes"
+    def _add_loss(self, loss: Any, targets: torch.Tensor | int) -> None:
+        value = _tensor(loss)
+        if value is None or value.numel() != 1 or value.is_complex():
+            self._refused["train_loss"] = f"update() was given the loss {_described(loss)}; give one number"
+            return
+        self._loss = self._loss or DeviceMean()
+        self._loss.add(value.reshape(()).clone(), targets)
+
+    def _judge(self, output: Any, target: Any, classes: torch.Tensor | None, counted: torch.Tensor | None) -> None:
+        scores = _tensor(output)
+        if scores is not None and classes is not None and counted is not None and not classes.is_floating_point():
+            for dimension in (scores.ndim - 1, 1):
+                if 0 <= dimension < scores.ndim and _without(scores.shape, dimension) == classes.shape:
+                    right = (scores.argmax(dimension) == classes.to(scores.device)) & counted.to(scores.device)
+                    self._accuracy = self._accuracy or DeviceMean()
+                    self._accuracy.add_sum(right.sum(), counted.sum())
+                    return
+        self._refused["train_accuracy"] = (
+            f"update() was given the output {_described(output)} for the target {_described(target)}; "
+            "give class indices of the output's shape without its classes"
         )
 
     def take(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -73,6 +84,9 @@ class SaidValues:
             said["train_loss"] = self._loss.take()
         if self._accuracy is not None:
             said["train_accuracy"] = self._accuracy.take()
+        for name, fault in self._refused.items():
+            if name not in self._logged:
+                said[name], self.faults[name] = None, fault
         for name, value in self._logged.items():
             said[name] = to_plain(value) if isinstance(value, torch.Tensor) else value
         own = {name: self._number(name, said.pop(name)) for name in METRIC_KEYS if name in said}
@@ -81,8 +95,28 @@ class SaidValues:
     def _number(self, name: str, value: Any) -> float | None:
         if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
             return None if value is None else float(value)
-        self.faults[name] = f"log({name}=...) was given {value!r:.60}; give one number"
+        self.faults[name] = f"log({name}=...) was given {shown(value)}; give one number"
         return None
+
+
+def _tensor(value: Any) -> torch.Tensor | None:
+    """A tensor of the values, numbers of Python's in float64; None where they make none."""
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    try:
+        return torch.as_tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"of shape {tuple(value.shape)} and {value.dtype}"
+    return shown(value)
+
+
+def _without(shape: torch.Size, dimension: int) -> torch.Size:
+    return torch.Size([*shape[:dimension], *shape[dimension + 1 :]])
 
 
 def _counted(target: torch.Tensor) -> torch.Tensor:

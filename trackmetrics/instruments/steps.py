@@ -6,10 +6,13 @@ accuracy are told, and keep their own figures.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from .gradient_norm import GradientNorm
 from .guard import Guard
+from .reaching import ReachHooks
 from .training_metrics import TrainingMetrics
 
 
@@ -26,38 +29,67 @@ class Steps:
         self.metrics = metrics
         self._spare_norm = spare_norm
         self._spare_metrics = spare_metrics
-        self.count = 0
+        self._scaled = ReachHooks()
+        self._count = 0
+        # The backward under way
         self._depth = 0
         self._roots: tuple[torch.Tensor, ...] = ()
         self._scale: torch.Tensor | None = None
-        self._stepped: set[int] = set()
         self._stepped_inside = False
-        self._closure_of: torch.optim.Optimizer | None = None
-        self._closure_done = False
+        # The optimizers' steps under way, the outermost first, and evaluations of the outermost one's closure
+        self._stepping: list[int] = []
+        self._closures = 0
+        self._evaluations = 0
         self._scaler_waits = False
+        # The open step: who took it; or, with no optimizer in sight, whether a backward did
+        self._stepped: set[int] = set()
+        self._without_optimizer = False
 
     @property
     def completed(self) -> int:
-        """How many steps are over: those closed, and an open one that no further optimizer can add to."""
-        taken = bool(self._stepped) and self._closure_of is None
-        return self.count + (taken and self._spare_norm(self.norm.complete, otherwise=True))
+        """How many steps were taken, the open one included."""
+        taken = bool(self._stepped) and self._spare_norm(lambda: self.norm.included, otherwise=True)
+        return self._count + bool(taken or self._without_optimizer)
 
-    def loss_scaled(self, scale: torch.Tensor) -> None:
-        """A gradient scaler multiplied the loss of the coming backward."""
-        self.between_backwards()
+    @property
+    def certainly_over(self) -> bool:
+        """Whether the open step is over, with no look ahead: no further optimizer can add to it."""
+        return not self._stepping and bool(self._spare_norm(self.norm.complete, otherwise=True))
+
+    def before_optimizer(self, optimizer: torch.optim.Optimizer) -> bool:
+        """An optimizer is about to step; say whether that ended the open step.
+
+        Where gradients are set by hand, no backward tells one step from the next: an optimizer's second time does.
+        """
+        ends = self._depth == 0 and id(optimizer) in self._stepped and not self.norm.measured
+        if ends:
+            self.end_open_step()
+        return ends
+
+    # Backwards
+
+    def loss_scaled(self, scaled: torch.Tensor, scale: torch.Tensor) -> None:
+        """A gradient scaler gave `scaled`: a backward that reaches it brings gradients times `scale`."""
+        self._scaled.add(scaled, functools.partial(self._scaled_reached, scale))
+
+    def _scaled_reached(self, scale: torch.Tensor, gradient: torch.Tensor) -> None:
         self._scale = scale
 
     def between_backwards(self) -> None:
         """Something begins that belongs to the next step, if the last one was taken."""
-        if self._depth == 0 and self._closure_of is None:
+        if self._depth == 0:
             self.end_open_step()
+            if not self._closures:
+                self._stepping.clear()  # an optimizer whose step raised never said that it was over
 
     def backward_begins(self, roots: tuple[torch.Tensor, ...], alone: bool = True) -> None:
         """A backward begins, after `between_backwards`; not `alone`, where other runs live in the process."""
         self._depth += 1
         if self._depth > 1:  # inside another one: reentrant checkpointing
+            self._spare_norm(self.norm.prepare_inner, roots)
             return
         self._roots = roots
+        self._scale = None
         self._spare_metrics(self.metrics.backward_begins)
         self._spare_norm(self.norm.prepare, roots, alone)
 
@@ -67,66 +99,83 @@ class Steps:
         if self._depth > 0:
             return
         roots, self._roots = self._roots, ()
-        again = self._closure_of is not None and self._closure_done
-        self._spare_metrics(self.metrics.backward_ended, roots, self._scale, completed and not again)
-        if not completed or again:
+        scale, self._scale = self._scale, None
+        counts = completed and (not self._closures or self._evaluations == 1)
+        self._spare_metrics(self.metrics.backward_ended, roots, scale, counts)
+        if not counts:
             self._spare_norm(self.norm.forget_arrived)
         elif self._stepped_inside:
             self._spare_norm(self.norm.forget_arrived)
             self._end()
-        elif self._spare_norm(self.norm.measure, self._scale, otherwise=True):
-            self._measured()
+        elif self._spare_norm(self.norm.measure, scale, otherwise=True):
+            self._without_optimizer = not self._spare_norm(self.norm.has_optimizer, otherwise=True)
 
-    def _measured(self) -> None:
-        if self._closure_of is not None:
-            self._closure_done = True
-            self._spare_norm(self.norm.include, self._closure_of)
-        elif not self._spare_norm(self.norm.has_optimizer, otherwise=True):
-            self._spare_norm(self.norm.include_all)
-            self._end()
+    # Optimizers
 
     def optimizer_steps(self, optimizer: torch.optim.Optimizer, takes_closure: bool) -> None:
-        """An optimizer is about to step."""
+        """An optimizer steps, after `before_optimizer`."""
         self._scaler_waits = False
         if self._depth > 0:
             self._stepped_inside = True
             self._spare_norm(self.norm.measure_inside, optimizer, self._scale)
             return
-        if id(optimizer) in self._stepped and not self.norm.measured:
-            self.end_open_step()  # gradients set by hand: no backward tells one step from the next
+        self._spare_metrics(self.metrics.settle_differentiated)
         self._spare_norm(self.norm.add_optimizer, optimizer)
-        if takes_closure:
-            self.end_open_step()
-            self._closure_of, self._closure_done = optimizer, False
-        else:
+        if not self._stepping:
+            self._closures = self._evaluations = 0
+        self._stepping.append(id(optimizer))
+        if not takes_closure:
+            self._spare_norm(self.norm.include, optimizer)
+
+    def closure_begins(self) -> None:
+        """The closure of the optimizer that steps is about to be evaluated."""
+        self._closures += 1
+        self._evaluations += self._closures == 1  # one may call another: a class's step, and its base class's
+
+    def closure_ended(self, optimizer: torch.optim.Optimizer, completed: bool) -> None:
+        """That evaluation is over; the first one's gradients are the step's."""
+        self._closures -= 1
+        if completed and self._closures == 0 and self._evaluations == 1:
             self._spare_norm(self.norm.include, optimizer)
 
     def optimizer_stepped(self, optimizer: torch.optim.Optimizer) -> None:
         """That optimizer's step is over."""
-        if self._depth == 0:
-            self._closure_of = None
-            self._stepped.add(id(optimizer))
+        if self._depth > 0:
+            return
+        if id(optimizer) in self._stepping:
+            del self._stepping[self._stepping.index(id(optimizer)) :]
+        self._stepped.add(id(optimizer))
 
     def scaler_steps(self) -> None:
         """A gradient scaler begins to step its optimizer, or to skip it."""
         self._scaler_waits = True
 
-    def scaler_stepped(self) -> None:
+    def scaler_stepped(self, optimizer: torch.optim.Optimizer) -> None:
         """The gradient scaler is done; if no optimizer stepped meanwhile, it skipped the step."""
         if self._scaler_waits:
             self._scaler_waits = False
-            self._spare_norm(self.norm.skip)
-            self._end()
+            self._spare_norm(self.norm.skip, optimizer)
+            self._stepped.add(id(optimizer))
+
+    # The step
 
     def end_open_step(self) -> None:
-        """Close the step that an optimizer has taken, if there is one."""
-        if self._stepped:
+        """Close the step that was taken, if there is one."""
+        if self._stepped or self._without_optimizer:
             self._end()
 
     def _end(self) -> None:
+        if self._without_optimizer and not self._stepped:
+            self._spare_norm(self.norm.include_all)
         self._stepped = set()
         self._stepped_inside = False
-        self._scale = None
+        self._without_optimizer = False
         self._spare_metrics(self.metrics.end_step)
         if self._spare_norm(self.norm.end_step, otherwise=True):
-            self.count += 1
+            self._count += 1
+
+    def release(self) -> None:
+        """Drop every reference to the training's tensors."""
+        self._scaled.remove()
+        self._roots = ()
+        self._scale = None

@@ -11,12 +11,14 @@ import torch
 
 from . import events
 from .criteria import Criterion
-from .gradient_norm import GradientNorm, NormSummary
+from .gradient_norm import GradientNorm, NormSummary, parameters_of
 from .guard import Guard
 from .hyperparameters import ConstructorArguments, OptimizerSettings, one_or_list, scheduler_settings
 from .pairing import Pairing
 from .steps import Steps
 from .training_metrics import TrainingMetrics
+
+_FAILED = "its instrument failed"
 
 
 @dataclass(frozen=True)
@@ -70,21 +72,17 @@ class Training(events.Listener):
 
     @property
     def completed_steps(self) -> int:
-        """How many training steps are over since the run began."""
+        """How many training steps were taken since the run began."""
         return self._steps.completed
 
     def trained(self) -> list[torch.Tensor]:
-        """The parameters that have received a gradient."""
-        return self._norm.trained()
+        """The parameters that have received a gradient; where no hook saw any, those that were stepped."""
+        stepped = (parameter for optimizer in self._settings.optimizers() for parameter in parameters_of(optimizer))
+        return self._norm.trained() or [parameter for parameter in stepped if parameter.requires_grad]
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        """The optimizers that own some of what is trained."""
-        trained = {id(parameter) for parameter in self._norm.trained()}
-        return [
-            optimizer
-            for optimizer in self._norm.optimizers()
-            if any(id(parameter) in trained for group in optimizer.param_groups for parameter in group["params"])
-        ]
+        """The optimizers that have stepped and are still alive."""
+        return self._settings.optimizers()
 
     @property
     def measured_at_step(self) -> bool:
@@ -106,11 +104,14 @@ class Training(events.Listener):
         norm = self._spare_norm(self._norm.take, otherwise=NormSummary())
         faults = self._metrics.loss_fault, self._metrics.accuracy_fault
         self._metrics.loss_fault = self._metrics.accuracy_fault = None
+        if self._spare_metrics.broken or self._spare_steps.broken:
+            faults = (_FAILED, _FAILED)
         return Observation(loss, accuracy, norm, *faults)
 
     def release(self) -> None:
         """Remove every hook and drop every reference."""
         self.active = False
+        self._steps.release()
         self._norm.release()
         self._metrics.release()
         self._constructed = ConstructorArguments()
@@ -122,9 +123,9 @@ class Training(events.Listener):
         if self.active:
             self._spare_metrics(self._metrics.criterion_called, criterion, arguments, result)
 
-    def loss_scaled(self, scale: torch.Tensor) -> None:
+    def loss_scaled(self, scaled: torch.Tensor, scale: torch.Tensor) -> None:
         if self.active:
-            self._spare_steps(self._steps.loss_scaled, scale)
+            self._spare_steps(self._steps.loss_scaled, scaled, scale)
 
     def backward_begins(self, roots: tuple[torch.Tensor, ...]) -> None:
         if self.active:
@@ -139,20 +140,31 @@ class Training(events.Listener):
     def optimizer_steps(self, optimizer: torch.optim.Optimizer, takes_closure: bool) -> None:
         if self.active:
             self._spare_settings(self._settings.optimizer_steps, optimizer)
+            if self._spare_steps(self._steps.before_optimizer, optimizer, otherwise=False):
+                self._on_steps()
             self._spare_steps(self._steps.optimizer_steps, optimizer, takes_closure)
 
     def optimizer_stepped(self, optimizer: torch.optim.Optimizer) -> None:
         if self.active:
             self._spare_steps(self._steps.optimizer_stepped, optimizer)
-            self._on_steps()
+            if self._steps.certainly_over:
+                self._on_steps()
 
-    def scaler_steps(self) -> None:
+    def closure_begins(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.active:
+            self._spare_steps(self._steps.closure_begins)
+
+    def closure_ended(self, optimizer: torch.optim.Optimizer, completed: bool) -> None:
+        if self.active:
+            self._spare_steps(self._steps.closure_ended, optimizer, completed)
+
+    def scaler_steps(self, optimizer: torch.optim.Optimizer) -> None:
         if self.active:
             self._spare_steps(self._steps.scaler_steps)
 
-    def scaler_stepped(self) -> None:
+    def scaler_stepped(self, optimizer: torch.optim.Optimizer) -> None:
         if self.active:
-            self._spare_steps(self._steps.scaler_stepped)
+            self._spare_steps(self._steps.scaler_stepped, optimizer)
 
     def optimizer_built(self, optimizer: torch.optim.Optimizer) -> None:
         self._spare_norm(self._norm.add_optimizer, optimizer)

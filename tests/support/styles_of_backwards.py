@@ -1,0 +1,224 @@
+"""Styles: no optimizer at all, and backwards of other kinds."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import global_norm
+from styles_shared import batches, loss_of, net, plain, sgd, style
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+# No optimizer at all
+
+
+def only_net():
+    return (net(),)
+
+
+for name, update in {
+    "no_optimizer": lambda parameter: parameter.sub_(0.1 * parameter.grad),
+    "no_optimizer_by_data": lambda parameter: parameter.data.add_(parameter.grad.data, alpha=-0.1),
+}.items():
+
+    @style(only_net, name)
+    def by_hand(notes, model, update=update):
+        for _ in range(2):
+            with notes.epoch():
+                for batch in batches():
+                    model.zero_grad()
+                    loss_of(model, batch).backward()
+                    notes.step(model.parameters())
+                    with torch.no_grad():
+                        for parameter in model.parameters():
+                            update(parameter)
+
+
+@style(only_net)
+def an_optimizer_first_and_none_later(notes, model):
+    with notes.epoch():
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        loss_of(model, batches()[0]).backward()
+        notes.step(model.parameters())
+        optimizer.step()
+        del optimizer
+    with notes.epoch():
+        for batch in batches():
+            model.zero_grad()
+            loss_of(model, batch).backward()
+            notes.step(model.parameters())
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter -= 0.1 * parameter.grad
+
+
+# Backwards of other kinds
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant):
+        super().__init__()
+        self.inner, self.outer, self.reentrant = nn.Linear(5, 5), nn.Linear(5, 3), reentrant
+
+    def forward(self, inputs):
+        hidden = checkpoint(self.inner, inputs.clone().requires_grad_(), use_reentrant=self.reentrant)
+        return self.outer(checkpoint(self.inner, hidden, use_reentrant=self.reentrant))
+
+
+def checkpointed(reentrant, optimizer=True):
+    def build():
+        model = Checkpointed(reentrant)
+        return (model, torch.optim.SGD(model.parameters(), lr=0.1)) if optimizer else (model,)
+
+    return build
+
+
+style(checkpointed(True), "checkpointing-reentrant")(plain)
+style(checkpointed(False), "checkpointing-non_reentrant")(plain)
+style(checkpointed(True, optimizer=False), "checkpointing-reentrant-no_optimizer")(by_hand)
+
+
+@style(sgd)
+def two_backwards_through_one_graph(notes, model, optimizer):
+    with notes.epoch():
+        for batch in batches():
+            optimizer.zero_grad()
+            loss = loss_of(model, batch)
+            loss.backward(retain_graph=True)
+            (2 * loss).backward()
+            notes.step(model.parameters())
+            optimizer.step()
+
+
+@style(sgd)
+def gradient_penalty(notes, model, optimizer):
+    with notes.epoch():
+        for inputs, targets in batches():
+            optimizer.zero_grad()
+            inputs = inputs.clone().requires_grad_()
+            loss = F.cross_entropy(model(inputs), targets)
+            (gradient,) = torch.autograd.grad(loss, inputs, create_graph=True)
+            (loss + gradient.pow(2).sum()).backward()
+            notes.step(model.parameters())
+            optimizer.step()
+
+
+@style(sgd)
+def gradients_set_by_hand(notes, model, optimizer):
+    for _ in range(2):
+        with notes.epoch():
+            for batch in batches():
+                gradients = torch.autograd.grad(loss_of(model, batch), list(model.parameters()))
+                for parameter, gradient in zip(model.parameters(), gradients):
+                    parameter.grad = gradient
+                notes.step(model.parameters())
+                optimizer.step()
+
+
+@style(sgd)
+def adversarial_examples_made_by_backward(notes, model, optimizer):
+    """Gradients of a backward that were zeroed again before the step's own are no part of it."""
+    with notes.epoch():
+        for inputs, targets in batches():
+            inputs = inputs.clone().requires_grad_()
+            F.cross_entropy(model(inputs), targets).backward()
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs.detach() + 0.1 * inputs.grad.sign()), targets).backward()
+            notes.step(model.parameters())
+            optimizer.step()
+
+
+@style(sgd)
+def several_roots(notes, model, optimizer):
+    with notes.epoch():
+        for first, second in zip(batches(), reversed(batches())):
+            optimizer.zero_grad()
+            torch.autograd.backward(iter([loss_of(model, first), loss_of(model, second)]))
+            notes.step(model.parameters())
+            optimizer.step()
+
+
+def inside_backward(zeroes):
+    def build():
+        model = net()
+        optimizers = {parameter: torch.optim.SGD([parameter], lr=0.1) for parameter in model.parameters()}
+        return model, *optimizers.values(), zeroes
+
+    return build
+
+
+for zeroes in (True, False):
+
+    @style(inside_backward(zeroes), f"optimizers_stepped_inside_the_backward{'' if zeroes else '-zeroed_later'}")
+    def inside(notes, model, *rest):
+        *optimizers, zeroes = rest
+        squares = []
+
+        def step_in(parameter, optimizer):
+            def hook(_):
+                squares.append(global_norm([parameter]) ** 2)
+                optimizer.step()
+                if zeroes:
+                    optimizer.zero_grad()
+
+            return parameter.register_post_accumulate_grad_hook(hook)
+
+        handles = [step_in(*pair) for pair in zip(model.parameters(), optimizers, strict=True)]
+        for _ in range(2):
+            with notes.epoch():
+                for batch in batches():
+                    loss_of(model, batch).backward()
+                    notes.norm(math.sqrt(sum(squares)))
+                    squares.clear()
+                    model.zero_grad()
+        for handle in handles:
+            handle.remove()
+
+
+class FailsOnce(torch.autograd.Function):
+    @staticmethod
+    def forward(context, value, fails):
+        context.fails = fails
+        return value.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        if context.fails:
+            raise ArithmeticError
+        return gradient, None
+
+
+@style(sgd)
+def a_backward_that_raises_and_is_caught(notes, model, optimizer):
+    with notes.epoch():
+        for number, batch in enumerate(batches()):
+            optimizer.zero_grad()
+            loss = FailsOnce.apply(loss_of(model, batch), number == 2)
+            if number == 2:
+                with pytest.raises(ArithmeticError):
+                    loss.backward()
+                continue
+            loss.backward()
+            notes.step(model.parameters())
+            optimizer.step()
+
+
+@style(sgd)
+def steps_that_are_not_finite(notes, model, optimizer):
+    """A NaN or infinite norm is counted, and left out of the mean."""
+    for bad in ({1: math.nan, 2: math.inf}, {0: math.nan, 1: math.nan, 2: math.inf, 3: -math.inf}):
+        with notes.epoch():
+            for number, batch in enumerate(batches()):
+                before = copy.deepcopy(model.state_dict())
+                optimizer.zero_grad()
+                loss_of(model, batch).backward()
+                if number in bad:
+                    model[0].weight.grad.fill_(bad[number])
+                    sum((parameter * 0).sum() for parameter in model.parameters()).backward()
+                notes.step(model.parameters())
+                optimizer.step()
+                if number in bad:
+                    model.load_state_dict(before)
+                    optimizer.state.clear()

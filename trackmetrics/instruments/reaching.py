@@ -1,0 +1,45 @@
+"""Being told when a backward reaches a tensor: that is what tells training from evaluation.
+
+The hooks go with their tensors, or with the run, whichever ends first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.utils.hooks import RemovableHandle
+
+_PRUNE = 256  # handles that are kept before those of tensors that are gone are let go
+
+
+class ReachHooks:
+    """Hooks on results of the training.
+
+    >>> reached = []
+    >>> hooks = ReachHooks()
+    >>> loss = torch.ones(2, requires_grad=True).sum()
+    >>> hooks.add(loss, reached.append)
+    >>> loss.backward()
+    >>> reached
+    [tensor(1.)]
+    """
+
+    def __init__(self) -> None:
+        self._handles: list[RemovableHandle] = []
+        self._limit = _PRUNE
+
+    def add(self, result: torch.Tensor, tell: Callable[[torch.Tensor], None]) -> None:
+        """Call `tell` with the gradient whenever a backward reaches `result`; it mustn't raise."""
+        if not result.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(result):
+            return  # no backward can reach it; torch.func's own transformations take no hooks
+        self._handles.append(result.register_hook(tell))
+        if len(self._handles) > self._limit:
+            self._handles = [handle for handle in self._handles if handle.hooks_dict_ref() is not None]
+            self._limit = 2 * len(self._handles) + _PRUNE
+
+    def remove(self) -> None:
+        """Remove the hooks from the tensors that are still alive."""
+        for handle in self._handles:
+            handle.remove()
+        self.__init__()  # type: ignore[misc]
