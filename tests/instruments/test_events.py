@@ -4,6 +4,9 @@ import contextlib
 import copy
 import io
 import pickle
+import subprocess
+import sys
+import textwrap
 import threading
 
 import pytest
@@ -317,3 +320,42 @@ def test_the_second_run_counts_what_the_first_did():
                     notes.step(model.parameters())
                     optimizer.step()
         assert_norms(tracked, notes)
+
+
+def test_a_patch_made_around_ours_during_the_run_is_given_the_original():
+    """Whoever wraps ours while the run lives keeps theirs, and from the run's end on it calls torch's own."""
+    original = torch.autograd.backward
+
+    def around(inner):
+        return lambda *args, **kwargs: inner(*args, **kwargs)
+
+    try:
+        with events.listening(Heard()):
+            theirs = torch.autograd.backward = around(torch.autograd.backward)
+        assert torch.autograd.backward is theirs
+        assert [cell.cell_contents for cell in theirs.__closure__] == [original]
+    finally:
+        torch.autograd.backward = original
+
+
+def test_a_compiler_loaded_during_the_run_keeps_nothing_of_ours():
+    """Its own patch on the constructor of modules, made around ours, calls torch's own after the run."""
+    code = textwrap.dedent(
+        """
+        import sys, torch
+        from trackmetrics.instruments import events
+
+        with events.listening(events.Listener()):
+            torch.compile(torch.nn.Linear(1, 1), backend="eager")(torch.ones(1, 1))
+        waiting, seen = [torch.nn.Module.__init__], []
+        while waiting:
+            function = waiting.pop()
+            seen.append(function.__code__.co_filename)
+            cells = getattr(function, "__closure__", None) or ()
+            waiting += [cell.cell_contents for cell in cells if hasattr(cell.cell_contents, "__code__")]
+        assert len(seen) > 1, "the compiler has no patch of its own"
+        sys.exit(any("trackmetrics" in name for name in seen))
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -69,8 +69,8 @@ class Listener:
 class _Patches:
     """What was patched when the first of the live runs began. Not `live` any more, a patch only passes on.
 
-    That happens where a user wrapped ours during the run, and keeps theirs around it: the next run patches anew,
-    and must not hear a call twice.
+    That happens where somebody wrapped ours during the run in a way that can't be undone: the next run patches
+    anew, and must not hear a call twice.
     """
 
     def __init__(self) -> None:
@@ -90,8 +90,11 @@ class _Patches:
         setattr(owner, name, observed)
 
         def undo() -> None:
-            if getattr(owner, name, None) is observed:  # else a user's patch has taken our place, and stays
+            now = getattr(owner, name, None)
+            if now is observed:
                 setattr(owner, name, original)
+            else:  # somebody's patch has taken our place, and stays: a user's, or a compiler's that was loaded
+                _replace_inside(now, observed, original)
 
         self.undo.append(undo)
 
@@ -100,6 +103,14 @@ class _Patches:
         self.live = False
         while self.undo:
             self.undo.pop()()
+
+
+def _replace_inside(wrapper: Any, observed: Any, original: Any) -> None:
+    """Give a wrapper that closes over ours the original in its place."""
+    for cell in getattr(wrapper, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # a cell that isn't filled yet
+            if cell.cell_contents is observed:
+                cell.cell_contents = original
 
 
 _listener: ContextVar[Listener | None] = ContextVar("trackmetrics_listener", default=None)

@@ -30,6 +30,7 @@ class Observation:
     norm: NormSummary
     loss_fault: str | None
     accuracy_fault: str | None
+    norm_fault: str | None
 
 
 class Training(events.Listener):
@@ -106,7 +107,8 @@ class Training(events.Listener):
         self._metrics.loss_fault = self._metrics.accuracy_fault = None
         if self._spare_metrics.broken or self._spare_steps.broken:
             faults = (_FAILED, _FAILED)
-        return Observation(loss, accuracy, norm, *faults)
+        norm_fault = _FAILED if self._spare_norm.broken or self._spare_steps.broken else None
+        return Observation(loss, accuracy, norm, *faults, norm_fault)
 
     def release(self) -> None:
         """Remove every hook and drop every reference."""
