@@ -474,6 +474,25 @@ def test_a_run_without_epochs_says_how_to_track_them():
     assert any("wrap each epoch's body in `with tracker.epoch():`" in str(item.message) for item in caught)
 
 
+def test_a_test_set_among_the_arguments_gives_way_to_a_dev_set_made_inside():
+    """A dev set that only the function's body has is used, and nothing is said of the test set."""
+    dev = toy.loader(8, seed=4)
+
+    @tracked_training("t", describe=lambda example: "example")
+    def fit_here(train, test):
+        dev_loader = dev
+        net = toy.model()
+        with tracker.epoch():
+            toy.train_epoch(net, torch.optim.SGD(net.parameters(), lr=0.1), train)
+        return net, len(dev_loader)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        net, _ = fit_here(toy.loader(), toy.loader(8, seed=5))
+    assert not any("test" in str(item.message).split(":")[0] for item in caught)
+    assert load_run(FILE).final_results.dev_accuracy == toy.accuracy(net, dev)
+
+
 # What is shown
 
 

@@ -57,12 +57,11 @@ class Assessment:
         self._watched: torch.nn.Module | None = None
         self._model: torch.nn.Module | None = None
         self._device: torch.device | None = None
-        self._train: list[Found] = []
-        self._dev: list[Found] = []
+        self._train = _given("train", options.train)
+        self._dev = _given("dev", options.dev)
         self._schedulers: list[Any] = []
         self._namespaces: dict[str, Any] = {}
         self._seed: int | None = None
-        self._look_for_data(Scope(arguments))
 
     def watch(self, model: torch.nn.Module) -> None:
         """The user says which model is trained."""
@@ -116,18 +115,21 @@ class Assessment:
         self._schedulers = schedulers or self._schedulers
 
     def _look_for_data(self, scope: Scope) -> None:
-        options = self._options
-        self._train = _given("train", options.train) or find_data(scope, ("train",)) or self._train
-        dev = _given("dev", options.dev) or find_data(scope, DEV_ROLES)
-        if not dev and not self._dev:
-            dev = find_data(scope, ("test",))
-            if dev:
-                self._notices.say(
-                    "test set",
-                    f"the dev set is {dev[0].name!r}: nothing named dev, val, valid or eval was found; "
-                    "if that isn't meant, give dev=",
-                )
-        self._dev = dev or self._dev
+        if self._options.train is None:
+            self._train = find_data(scope, ("train",)) or self._train
+        if self._options.dev is None:
+            self._dev = find_data(scope, DEV_ROLES) or self._dev or self._last_resort(scope)
+
+    def _last_resort(self, scope: Scope) -> list[Found]:
+        """A test set, where there is no other; that is said."""
+        found = find_data(scope, ("test",))
+        if found:
+            self._notices.say(
+                "test set",
+                f"the dev set is {found[0].name!r}: nothing named dev, val, valid or eval was found; "
+                "if that isn't meant, give dev=",
+            )
+        return found
 
     def _say_what_is_missing(
         self, own: Mapping[str, float | None], said: Mapping[str, Any], observation: Observation
@@ -214,6 +216,9 @@ class Assessment:
         """The final accuracies with the final weights, and the final inference."""
         with self._spared("the model"):
             self._model = self._final_model(returned)
+        if not self._train and not self._dev:  # no epoch has looked
+            with self._spared("the data"):
+                self._look_for_data(Scope(self._arguments))
         train = None
         if self._options.final_train_accuracy:
             train = self._accuracy("final_results.train_accuracy", "train", self._train)
