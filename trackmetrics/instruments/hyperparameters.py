@@ -219,9 +219,10 @@ def optimizer_settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def scheduler_settings(scheduler: LRScheduler) -> dict[str, Any]:
-    """The scheduler's name and its plain settings, without what changes as it goes."""
+    """The scheduler's name and its plain settings, without what changes as it goes and what it prints."""
     passing = {"last_epoch", "base_lrs", "num_bad_epochs", "best", "cooldown_counter", "T_cur", "T_i", "mode_worse"}
-    own = {key: value for key, value in vars(scheduler).items() if not key.startswith("_") and key not in passing}
+    left_out = {*passing, "verbose"}  # in torch before 2.7
+    own = {key: value for key, value in vars(scheduler).items() if not key.startswith("_") and key not in left_out}
     return {"name": type(scheduler).__name__, **plain_values(own)}
 
 
