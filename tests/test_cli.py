@@ -37,7 +37,8 @@ def test_demo_writes_the_file_and_says_where():
             ["--output-dir", "taken"],
             "the output folder {cwd}/taken is a file; choose an output_dir= that can be written",
         ),
-        (["--device", "abacus"], "--device is 'abacus', which torch doesn't know; give cpu, cuda or mps"),
+        (["--device", "abacus"], "--device is 'abacus', which this torch can't use here; give another, such as cpu"),
+        (["--device", "meta:x"], "--device is 'meta:x', which this torch can't use here; give another, such as cpu"),
         (["--dev-examples", "1000000"], "10000 training and 1000000 dev examples were asked for; the text has"),
     ],
 )

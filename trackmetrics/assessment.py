@@ -17,7 +17,7 @@ import torch
 from .errors import ArgumentError
 from .instruments import evaluation, final_inference, hyperparameters
 from .instruments.data import UnreadableError
-from .instruments.discovery import DEV_ROLES, Found, Scope, find_data, find_model, model_in, smallest_owner
+from .instruments.discovery import DEV_ROLES, Found, Scope, find_data, find_model, model_in, smallest_owner, unwrapped
 from .instruments.events import heard_by
 from .instruments.gradient_norm import NormSummary
 from .instruments.pairing import PairingError
@@ -169,7 +169,7 @@ class Assessment:
         if evaluate is None and pairing is None:
             self._notices.say(key, f"{key} is null: no criterion of torch.nn.functional was seen in training; {mend}")
             return None
-        if not candidates and evaluate is None:
+        if not candidates and (evaluate is None or role == "train"):
             named = "train, train_loader" if role == "train" else "dev, val_loader"
             self._notices.say(
                 key,
@@ -247,7 +247,8 @@ class Assessment:
             return owner
         if self._model is None:
             return candidates[0] if len(candidates) == 1 else None
-        reloaded = [model for model in candidates if type(model) is type(self._model)]
+        trained_type = type(unwrapped(self._model))
+        reloaded = [model for model in candidates if type(unwrapped(model)) is trained_type]
         return reloaded[0] if len(reloaded) == 1 else self._model
 
     def _final_inference(self) -> FinalInference | None:

@@ -33,7 +33,9 @@ def demo(
     layers: Annotated[int, typer.Option(min=1, help="Layers of the Transformer.")] = 2,
     train_examples: Annotated[int, typer.Option(min=1, help="Strings to train on.")] = 10_000,
     dev_examples: Annotated[int, typer.Option(min=1, help="Strings to evaluate on.")] = 1_000,
-    seed: Annotated[int, typer.Option(help="Of the weights and of the order of the examples.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Of the weights and of the order of the examples.")
+    ] = 0,
     device: Annotated[str, typer.Option(help="Such as cpu, cuda, mps.")] = "cpu",
     output_dir: Annotated[Path, typer.Option(help="The folder of the metrics file.")] = Path("output"),
 ) -> None:
@@ -43,9 +45,9 @@ def demo(
     from . import demo as training
 
     try:
-        torch.device(device)
-    except RuntimeError:
-        fail(f"--device is {device!r}, which torch doesn't know; give cpu, cuda or mps")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        fail(f"--device is {device!r}, which this torch can't use here; give another, such as cpu")
     args = training.Arguments(
         epochs, batch_size, learning_rate, d_model, d_internal, layers, train_examples, dev_examples, seed, device,
         output_dir,

@@ -92,6 +92,10 @@ class Options:
                 raise _wrong(name, getattr(self, name), "True or False")
         if not isinstance(self.progress, bool) and not (isinstance(self.progress, str) and self.progress == "auto"):
             raise _wrong("progress", self.progress, "'auto', True or False")
+        for name in ("train", "dev"):
+            value = getattr(self, name)
+            if value is not None and not hasattr(value, "__iter__") and not hasattr(value, "__getitem__"):
+                raise _wrong(name, value, "a data set, or the name of the parameter that holds it")
         self._check_hyperparameters()
 
     def _check_hyperparameters(self) -> None:

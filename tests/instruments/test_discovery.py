@@ -199,16 +199,32 @@ def _names(scope, roles):
 
 
 def test_places_come_before_roles_and_roles_before_forms():
-    """Arguments, locals, `self`, globals; in each dev before val before valid before eval; of those, loaders first."""
+    """Arguments, locals, `self`; in each dev before val before valid before eval; of those, loaders first."""
     owner = SimpleNamespace(dev_loader=toy.loader())
     scope = Scope(
         {"val": [(1, 1)], "dev_data": [(2, 2)], "dev_loader": toy.loader()},
         {"dev": [(3, 3)], "self": owner},
         {"dev_set": [(4, 4)], "eval_set": [(5, 5)], "valid_set": [(6, 6)]},
     )
-    assert _names(scope, DEV_ROLES) == [
-        "dev_loader", "dev_data", "val", "dev", "dev_loader", "dev_set", "valid_set", "eval_set",
-    ]  # fmt: skip
+    assert _names(scope, DEV_ROLES) == ["dev_loader", "dev_data", "val", "dev", "dev_loader"]
+
+
+def test_globals_count_only_where_nothing_nearer_has_the_role():
+    """A notebook's or module's own sets are no substitute for one at hand that can't be read."""
+    far = {"dev_set": [(4, 4)], "eval_set": [(5, 5)], "valid_set": [(6, 6)]}
+    assert _names(Scope({}, {"train": PAIRS}, far), DEV_ROLES) == ["dev_set", "valid_set", "eval_set"]
+    assert _names(Scope({"val": [(1, 1)]}, {}, far), DEV_ROLES) == ["val"]
+
+
+def test_a_head_is_passed_over_for_the_model_with_its_frozen_rest():
+    """What is evaluated is the whole that was called, not the part of it that was trained."""
+    head = nn.Linear(2, 2)
+    frozen = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), head)
+    scope = Scope({}, {"head": head, "model": frozen})
+    assert find_model(scope, _leaves(head)) is frozen
+    left_out = nn.Sequential(nn.Linear(2, 2), head)  # its other parameters get gradients, and no optimizer
+    left_out(torch.ones(1, 2)).sum().backward()
+    assert find_model(Scope({}, {"head": head, "model": left_out}), _leaves(head)) is left_out
 
 
 def test_a_set_under_two_names_is_found_once():

@@ -3,6 +3,7 @@
 import copy
 import functools
 import random
+from collections import deque
 
 import numpy as np
 import pytest
@@ -332,3 +333,39 @@ def test_a_long_list_is_not_searched():
     with undisturbed(None, Holder(Unsearched([Holder(generator)] * 1000))):
         _draw(generator)
     assert _draw(generator) == _draw(torch.Generator().manual_seed(2))
+
+
+def test_collections_that_a_forward_fills_are_put_back():
+    """A list, dict, set or deque among a model's attributes holds what it held, and is the object that it was."""
+
+    class Keeps(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.maps, self.calls, self.shapes, self.last = [1], {"calls": 0}, set(), deque([2], maxlen=2)
+
+        def forward(self, x):
+            self.maps.append(x)
+            self.calls["calls"] += 1
+            self.shapes.add(x.shape)
+            self.last.append(x)
+            return x
+
+    model = Keeps()
+    objects = [model.maps, model.calls, model.shapes, model.last]
+    with undisturbed(model):
+        model(torch.ones(1))
+        assert len(model.maps) == 2
+    assert [model.maps, model.calls, model.shapes, list(model.last)] == [[1], {"calls": 0}, set(), [2]]
+    assert all(now is then for now, then in zip([model.maps, model.calls, model.shapes, model.last], objects))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_model_can_be_evaluated():
+    """A scripted module, whose buffers are no dict, is left as it was too."""
+    model = torch.jit.script(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)))
+    before = copy.deepcopy(model.state_dict())
+    with undisturbed(model):
+        model(torch.ones(3, 2))
+    assert model.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])

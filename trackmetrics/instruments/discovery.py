@@ -43,13 +43,17 @@ class Scope:
         """The command line's arguments, where the frame holds them parsed: a `main()` has none of its own."""
         return {name: value for name, value in self.locals.items() if isinstance(value, argparse.Namespace)}
 
-    def layers(self) -> Iterator[Mapping[str, Any]]:
-        """The name spaces in the order in which they are searched; a method's `self` counts with its locals."""
+    def near(self) -> Iterator[Mapping[str, Any]]:
+        """The name spaces of the training itself; a method's `self` counts with its locals."""
         yield self.arguments
         yield self.locals
         owner = self.locals.get("self")
         if hasattr(owner, "__dict__"):
             yield vars(owner)
+
+    def layers(self) -> Iterator[Mapping[str, Any]]:
+        """All name spaces in the order in which they are searched."""
+        yield from self.near()
         yield self.globals
 
 
@@ -63,9 +67,18 @@ class Found:
 
 
 def find_data(scope: Scope, roles: Iterable[str]) -> list[Found]:
-    """The data sets in reach: by where they stand, then by role, then loaders before others, then the plainest name."""
+    """The data sets in reach: by where they stand, then by role, then loaders before others, then the plainest name.
+
+    Globals count only where nothing nearer has the role: beside it they are another cell's or another script's.
+    """
+    roles = tuple(roles)
+    near = _data_in(scope.near(), roles)
+    return near or _data_in([scope.globals], roles)
+
+
+def _data_in(spaces: Iterable[Mapping[str, Any]], roles: Iterable[str]) -> list[Found]:
     found: dict[int, Found] = {}
-    for space in scope.layers():
+    for space in spaces:
         candidates = list(_with_collections(space))
         for role in roles:
             named = [(name, value) for name, key, value in candidates if _plays(role, key) and looks_like_data(value)]
@@ -99,7 +112,9 @@ def looks_like_data(value: Any) -> bool:
     if value is None or isinstance(value, (str, bytes, Mapping, torch.Tensor, torch.nn.Module, ModuleType, type)):
         return False
     if isinstance(value, (list, tuple)):
-        return len(value) > 0 and not isinstance(value[0], (str, bytes, int, float, type(None)))
+        first = value[0] if value else None
+        single_number = isinstance(first, torch.Tensor) and first.ndim == 0  # a history of losses
+        return not isinstance(first, (str, bytes, int, float, type(None))) and not single_number
     if callable(value) and not hasattr(value, "__getitem__"):
         return False
     return hasattr(value, "__iter__") or (hasattr(value, "__getitem__") and hasattr(value, "__len__"))
@@ -123,13 +138,27 @@ def find_model(scope: Scope, trained: Iterable[torch.Tensor]) -> torch.nn.Module
 
 
 def smallest_owner(modules: Iterable[torch.nn.Module], leaves: set[int]) -> torch.nn.Module | None:
-    """Of the modules whose parameters include all `leaves`, the one with the fewest; the first among equals."""
-    owners = []
-    for module in modules:
-        parameters = {id(parameter) for parameter in module.parameters()}
-        if parameters >= leaves:
-            owners.append((len(parameters), module))
-    return min(owners, key=lambda owner: owner[0])[1] if owners else None
+    """Of the modules whose parameters include all `leaves`, the one with the fewest; the first among equals.
+
+    A part is passed over for the whole whose other parameters are frozen, or had a gradient too: a trained head for
+    the model that it is the head of.
+    """
+    owned = [({id(parameter) for parameter in module.parameters()}, module) for module in modules]
+    owners = [(len(parameters), module) for parameters, module in owned if parameters >= leaves]
+    if not owners:
+        return None
+    smallest = min(owners, key=lambda owner: owner[0])[1]
+    wholes = [owner for owner in owners if _is_whole_of(smallest, owner[1])]
+    return max(wholes, key=lambda owner: owner[0])[1] if wholes else smallest
+
+
+def _is_whole_of(part: torch.nn.Module, module: torch.nn.Module) -> bool:
+    own = {id(parameter) for parameter in part.parameters()}
+    others = [parameter for parameter in module.parameters() if id(parameter) not in own]
+    holds = any(inner is part for inner in module.modules())
+    callable_itself = type(module).forward is not torch.nn.Module.forward
+    took_part = all(not parameter.requires_grad or parameter.grad is not None for parameter in others)
+    return bool(others) and holds and callable_itself and took_part
 
 
 def model_in(result: Any) -> list[torch.nn.Module]:

@@ -69,6 +69,8 @@ class Pairing:
                 raise PairingError("the targets are probabilities, not classes")
             target = self._fitting(output, target)
             counted = target != self.ignore_index
+            if bool((counted & ((target < 0) | (target >= self.classes))).any()):
+                raise PairingError(f"a target is no index of the {self.classes} classes that the training has")
             right = output.argmax(self.class_dimension(output, target.shape)) == target
             return (right & counted).sum(), counted.sum()
         if self.kind == "binary":

@@ -186,7 +186,8 @@ class TrainingMetrics:
                 self.accuracy_fault = "the outputs or targets were overwritten before the backward ended"
             call.settled = _settled(call)
         backward = _Backward({call: call.settled for call in self._reached}, scalar)
-        chosen = backward.judged or list(self._reached)
+        judged = backward.judged
+        chosen = list(self._reached) if judged == [] else judged or []  # of several heads, none is the model's output
         if chosen and chosen[0] in fresh:
             self._learn(chosen[0])
         for call in fresh:

@@ -142,10 +142,19 @@ def _restoring_modes(model: torch.nn.Module) -> Callable[[], None]:
 
 
 def _restoring_attributes(model: torch.nn.Module) -> Callable[[], None]:
-    """Plain attributes of each module; parameters, buffers and submodules stand in dicts of their own."""
+    """Plain attributes of each module, and what collections among them hold; torch's own stand elsewhere."""
     kept = [(module, dict(vars(module))) for module in model.modules()]
+    torchs_own = vars(torch.nn.Module())
+    collections = [
+        (value, copy.copy(value))
+        for _, attributes in kept
+        for name, value in attributes.items()
+        if name not in torchs_own and type(value) in (list, dict, set, deque)
+    ]
 
     def restore() -> None:
+        for collection, before in collections:
+            _refill(collection, before)
         for module, before in kept:
             now = vars(module)
             for name in [name for name in now if name not in before]:
@@ -155,9 +164,25 @@ def _restoring_attributes(model: torch.nn.Module) -> Callable[[], None]:
     return restore
 
 
+def _refill(collection: Any, before: Any) -> None:
+    """Put a collection's own items back into it, if it holds others now."""
+    if len(collection) == len(before) and all(one is other for one, other in zip(_items(collection), _items(before))):
+        return
+    collection.clear()
+    collection.update(before) if isinstance(collection, (dict, set)) else collection.extend(before)
+
+
+def _items(collection: Any) -> Iterator[Any]:
+    if isinstance(collection, dict):
+        for key, value in collection.items():
+            yield from (key, value)
+    else:
+        yield from collection
+
+
 def _restoring_buffers(model: torch.nn.Module) -> Callable[[], None]:
     """Copies are kept, and put back only where something changed: an untouched buffer isn't written to."""
-    homes = [(module, dict(module._buffers)) for module in model.modules()]
+    homes = [(module, dict(module._buffers.items())) for module in model.modules()]
     buffers = {id(buffer): buffer for _, named in homes for buffer in named.values() if buffer is not None}
     kept = [(buffer, buffer.detach().clone()) for buffer in buffers.values()]
 
@@ -169,7 +194,8 @@ def _restoring_buffers(model: torch.nn.Module) -> Callable[[], None]:
                 with torch.no_grad():
                     buffer.copy_(value)
         for module, named in homes:
-            if not _same_objects(module._buffers, named):
+            scripted = isinstance(module, torch.jit.ScriptModule)  # whose buffers can't be exchanged
+            if not scripted and not _same_objects(module._buffers, named):
                 module._buffers.clear()
                 module._buffers.update(named)
 
