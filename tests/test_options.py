@@ -101,6 +101,8 @@ def test_each_option_takes_what_is_right(name, value):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
+        ("train", 5, "train is 5, of type int; give a data set, or the name of the parameter that holds it"),
+        ("dev", 0.5, "dev is 0.5, of type float; give a data set, or the name of the parameter that holds it"),
         ("part", 5, "part is 5, of type int; give a string, or a function of the call's arguments"),
         ("part", ["a"], "part is ['a'], of type list; give a string, or a function of the call's arguments"),
         ("part", "", f"the part is empty (''); give a part {NAME_MEND}"),

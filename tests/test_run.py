@@ -493,6 +493,73 @@ def test_a_test_set_among_the_arguments_gives_way_to_a_dev_set_made_inside():
     assert load_run(FILE).final_results.dev_accuracy == toy.accuracy(net, dev)
 
 
+@pytest.mark.filterwarnings("ignore::trackmetrics.TrackmetricsWarning")
+def test_two_heads_on_one_target_have_no_accuracy_anywhere():
+    """Where the training's accuracy isn't clear, no head is picked for the dev set's."""
+    body, main, side = torch.nn.Linear(4, 4), torch.nn.Linear(4, 2), torch.nn.Linear(4, 2)
+    heads = torch.nn.ModuleList([body, main, side])
+    heads.forward = lambda x: (side(body(x)), main(body(x)))
+    optimizer = torch.optim.SGD(heads.parameters(), lr=0.1)
+    with Tracker("t", train=toy.loader(), dev=toy.loader(8)) as run, run.epoch():
+        for features, classes in toy.loader():
+            aside, scores = heads(features)
+            entropy = torch.nn.functional.cross_entropy
+            optimizer.zero_grad()
+            (entropy(scores, classes) + 0.4 * entropy(aside, classes)).backward()
+            optimizer.step()
+    assert run.record.epochs[0].train_loss is not None
+    assert (run.record.epochs[0].train_accuracy, run.record.epochs[0].dev_accuracy) == (None, None)
+
+
+@no_attention
+def test_a_returned_average_of_the_weights_is_the_model_at_the_end():
+    """Final results are those of the averaged model that the function returns; the epochs' are the trained one's."""
+
+    @tracked_training("t")
+    def fit_averaged(train, dev):
+        net = toy.model()
+        average = torch.optim.swa_utils.AveragedModel(net, avg_fn=lambda old, new, count: torch.zeros_like(old))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+        with tracker.epoch():
+            toy.train_epoch(net, optimizer, train)
+            average.update_parameters(net)
+            average.update_parameters(net)
+        return average
+
+    dev = toy.loader(40, seed=6)
+    average = fit_averaged(toy.loader(), dev)
+    record = load_run(FILE)
+    assert record.final_results.dev_accuracy == toy.accuracy(average, dev)
+    assert record.final_results.dev_accuracy != record.epochs[0].dev_accuracy
+
+
+@pytest.mark.filterwarnings("ignore::trackmetrics.TrackmetricsWarning")
+def test_evaluate_is_not_called_for_a_training_set_that_is_not_there():
+    """`evaluate=` ignoring its data gives no final training accuracy out of nothing."""
+    net = toy.model()
+    with Tracker("t", evaluate=lambda model, data: 0.5) as run, run.epoch():
+        toy.train_epoch(net, torch.optim.SGD(net.parameters(), lr=0.1), toy.loader())
+    assert (run.record.final_results.train_accuracy, run.record.final_results.dev_accuracy) == (None, 0.5)
+
+
+@no_attention
+def test_labels_out_of_the_trainings_range_are_not_compared():
+    """A dev set with labels from 1 beside a training that shifts them to 0: null, and said, not a low accuracy."""
+    net = toy.model()
+    shifted = [(features, classes + 1) for features, classes in toy.examples(24)]
+    train = torch.utils.data.DataLoader(shifted, batch_size=8)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with Tracker("t", train=train, dev=train) as run, run.epoch():
+            for features, classes in train:
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(net(features), classes - 1).backward()
+                optimizer.step()
+    assert run.record.epochs[0].dev_accuracy is None
+    assert any("no index of the 2 classes" in str(item.message) for item in caught)
+
+
 # What is shown
 
 

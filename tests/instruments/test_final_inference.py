@@ -177,12 +177,16 @@ def test_a_model_that_answers_labels_with_its_loss_is_asked_without():
 # The first example
 
 
+class Given(list):
+    """What a model was given; a plain list among its attributes would be put back after the forward."""
+
+
 class Recording(Lookup):
     """Keeps the shapes that it is given."""
 
     def __init__(self, rows):
         super().__init__(rows)
-        self.given = []
+        self.given = Given()
 
     def forward(self, numbers):
         self.given.append((tuple(numbers.shape), self.training, torch.is_grad_enabled()))

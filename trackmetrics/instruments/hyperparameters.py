@@ -24,7 +24,9 @@ from ..plain import NotPlainError, to_plain
 from .discovery import is_data, unwrapped
 
 WITHHELD = "(withheld)"
-_ALWAYS_SECRET = re.compile(r"passw(or)?d|passphrase|secret|credential|api_?key|auth_?token|access_?token")
+_ALWAYS_SECRET = re.compile(
+    r"passw(or)?d|passphrase|(^|_)pwd($|_)|authorization|secret|credential|api_?key|auth_?token|access_?token"
+)
 _SECRET = re.compile(r"key|token")
 _NO_SECRET = re.compile(
     r"tokeni[sz]|keyword|keyboard|key_?(point|frame|dim|size)|(mon|tur|hoc|whis)key"
