@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn.modules import module as torch_module
 from torch.optim import optimizer as torch_optimizer
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from trackmetrics.engine import Clock, Engine
 from trackmetrics.instruments import events
@@ -24,6 +25,7 @@ def _process_wide_state():
         "GradScaler.step": torch.amp.GradScaler.step,
         "Optimizer.__init__": torch.optim.Optimizer.__init__,
         "Module.__init__": torch.nn.Module.__init__,
+        "DataLoader iterators": _BaseDataLoaderIter.__next__,
         "Module.__call__": torch.nn.Module.__call__,
         "optimizer pre hooks": dict(torch_optimizer._global_optimizer_pre_hooks),
         "optimizer post hooks": dict(torch_optimizer._global_optimizer_post_hooks),

@@ -38,7 +38,7 @@ INSTRUMENT_FLOORS = [
         "data",
         "gradient_norm",
     ],
-    ["events", "pairing", "hyperparameters"],
+    ["events", "pairing", "hyperparameters", "target_check"],
     ["training_metrics"],
     ["steps", "said_values", "evaluation"],
     ["training", "final_inference"],

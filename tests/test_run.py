@@ -544,10 +544,9 @@ def test_evaluate_is_not_called_for_a_training_set_that_is_not_there():
 
 @no_attention
 def test_labels_out_of_the_trainings_range_are_not_compared():
-    """A dev set with labels from 1 beside a training that shifts them to 0: null, and said, not a low accuracy."""
+    """A list with labels from 1 beside a loop that shifts them to 0: null, and said, not a low accuracy."""
     net = toy.model()
-    shifted = [(features, classes + 1) for features, classes in toy.examples(24)]
-    train = torch.utils.data.DataLoader(shifted, batch_size=8)
+    train = [(features, classes + 1) for features, classes in toy.examples(24)]
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from oracle import Notes, assert_norms, one_thread, tracking  # noqa: F401  a fixture
 from torch import nn
 from torch.optim import optimizer as torch_optimizer
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from trackmetrics import Tracker
 from trackmetrics.instruments import events
@@ -29,6 +30,7 @@ PATCHED = [
     (torch.amp.GradScaler, "step"),
     (torch.optim.Optimizer, "__init__"),
     (nn.Module, "__init__"),
+    (_BaseDataLoaderIter, "__next__"),
 ]
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch.optim import optimizer as torch_optimizer
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from .criteria import CRITERIA, Criterion
 
@@ -61,6 +62,9 @@ class Listener:
 
     def optimizer_built(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer was constructed."""
+
+    def batch_yielded(self, batch: Any) -> None:
+        """A `DataLoader` gave a batch to whoever goes through it."""
 
     def module_built(self, module: torch.nn.Module, frame: FrameType) -> None:
         """`nn.Module.__init__` ran for a module; `frame` is the one that called it."""
@@ -172,6 +176,7 @@ def _install(patches: _Patches) -> None:
     patches.wrap(torch.amp.GradScaler, "step", _observe_scaler_step)
     patches.wrap(torch.optim.Optimizer, "__init__", _observe_optimizer_init)
     patches.wrap(torch.nn.Module, "__init__", _observe_module_init)
+    patches.wrap(_BaseDataLoaderIter, "__next__", _observe_next_batch)
     patches.undo.append(torch_optimizer.register_optimizer_step_pre_hook(_optimizer_steps).remove)
     patches.undo.append(torch_optimizer.register_optimizer_step_post_hook(_optimizer_stepped).remove)
 
@@ -251,6 +256,17 @@ def _observe_optimizer_init(patches: _Patches, original: Callable[..., Any]) -> 
             listener.optimizer_built(self)
 
     return __init__
+
+
+def _observe_next_batch(patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
+    def __next__(self: Any) -> Any:
+        batch = original(self)
+        listener = patches.listener()
+        if listener is not None:
+            listener.batch_yielded(batch)
+        return batch
+
+    return __next__
 
 
 def _observe_module_init(patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -34,6 +34,7 @@ class Pairing:
     targets: int
     target_dimensions: int
     soft: bool
+    targets_changed: bool = False
 
     @staticmethod
     def of(call: Call) -> Pairing:
@@ -63,6 +64,8 @@ class Pairing:
 
         Raises `PairingError` where the shapes allow no pairing.
         """
+        if self.targets_changed:
+            raise PairingError("the loop's targets are not those that its loader yields: it changes them on the way")
         target = target.to(output.device)
         if self.kind == "classes" and not self.soft:
             if target.is_floating_point():

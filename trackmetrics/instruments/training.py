@@ -171,5 +171,9 @@ class Training(events.Listener):
     def optimizer_built(self, optimizer: torch.optim.Optimizer) -> None:
         self._spare_norm(self._norm.add_optimizer, optimizer)
 
+    def batch_yielded(self, batch: Any) -> None:
+        if self.active:
+            self._spare_metrics(self._metrics.batch_yielded, batch)
+
     def module_built(self, module: torch.nn.Module, frame: FrameType) -> None:
         self._spare_arguments(self._constructed.module_built, module, frame)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ import torch
 from .criteria import Call, Criterion, Tally, tally
 from .pairing import Pairing
 from .reaching import ReachHooks
+from .target_check import TargetCheck
 
 _FOLD = 256  # figures that wait as separate tensors before they become one sum
 
@@ -131,6 +132,7 @@ class TrainingMetrics:
         self.criterion: dict[str, Any] | None = None
         self._learned: tuple[Any, ...] | None = None
         self._results = ReachHooks()
+        self._target_check = TargetCheck()
         self._reached: dict[Call, None] = {}
         self._in_backward = False
         self._any_backward = False
@@ -146,6 +148,10 @@ class TrainingMetrics:
         self.accuracy_fault: str | None = None
 
     # What happens in a step
+
+    def batch_yielded(self, batch: Any) -> None:
+        """A loader gave the training a batch."""
+        self._target_check.batch_yielded(batch)
 
     def criterion_called(self, criterion: Criterion, arguments: tuple[Any, ...], result: torch.Tensor) -> None:
         """Follow a call whose result a backward may reach."""
@@ -190,6 +196,7 @@ class TrainingMetrics:
         chosen = list(self._reached) if judged == [] else judged or []  # of several heads, none is the model's output
         if chosen and chosen[0] in fresh:
             self._learn(chosen[0])
+            self._target_check.call_reached(chosen[0])
         for call in fresh:
             call.release()
         return backward
@@ -258,6 +265,8 @@ class TrainingMetrics:
         accuracy = self._accuracy.take()
         if self._soft and float(_total(self._soft)) > 0:
             self.accuracy_fault = "the targets are probabilities, not classes"
+        if self.pairing is not None and self._target_check.changed():
+            self.pairing = replace(self.pairing, targets_changed=True)
         faults = self.loss_fault, self.accuracy_fault
         self._begin()
         self.loss_fault, self.accuracy_fault = faults
