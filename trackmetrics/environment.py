@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import socket
@@ -11,18 +12,28 @@ from typing import Any
 
 def describe_environment(device_name: str | None) -> dict[str, Any]:
     """Versions of what computes, the platform, the device's name, the number of data-parallel processes."""
-    import numpy
     import torch
 
     parallel = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return {
+        **_versions(),
+        "device_name": device_name or platform.processor() or platform.machine(),
+        "world_size": torch.distributed.get_world_size() if parallel else 1,
+    }
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """What can't change in a process; the package's own version is read from the disk, and a run saves each epoch."""
+    import numpy
+    import torch
+
     return {
         "python": platform.python_version(),
         "trackmetrics": metadata.version("trackmetrics"),
         "torch": str(torch.__version__),
         "numpy": numpy.__version__,
         "platform": platform.platform(),
-        "device_name": device_name or platform.processor() or platform.machine(),
-        "world_size": torch.distributed.get_world_size() if parallel else 1,
     }
 
 

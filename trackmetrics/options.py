@@ -168,8 +168,6 @@ class Options:
             raise ArgumentError(
                 f"part={self.part!r} asks for a call's arguments, and a Tracker has none; give a string"
             )
-        if self.part is not None:
-            check_name("part", self.part)
 
     def for_call(self, arguments: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Options:
         """The options of one call: its part worked out, its data sets looked up among its arguments."""

@@ -130,10 +130,10 @@ def find_model(scope: Scope, trained: Iterable[torch.Tensor]) -> torch.nn.Module
     if not leaves:
         return None
     for space in scope.layers():
-        modules = list(_modules(space.values())) or list(_modules(_attributes(space.values())))
-        owner = smallest_owner(modules, leaves) or smallest_owner(_modules(_attributes(space.values())), leaves)
-        if owner is not None:
-            return owner
+        for values in (space.values(), _attributes(space.values())):
+            owner = smallest_owner(_modules(values), leaves)
+            if owner is not None:
+                return owner
     return None
 
 
