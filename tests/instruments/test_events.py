@@ -49,7 +49,7 @@ class Heard(events.Listener):
     def criterion_called(self, criterion, arguments, result):
         self.names.append(criterion.function)
 
-    def backward_begins(self, roots):
+    def backward_begins(self, roots, inputs):
         self.names.append("backward begins")
 
     def backward_ended(self, completed):

@@ -21,10 +21,12 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch.autograd.graph import GradientEdge
 from torch.optim import optimizer as torch_optimizer
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from .criteria import CRITERIA, Criterion
+from .trained_parameters import Root
 
 
 class Listener:
@@ -36,8 +38,8 @@ class Listener:
     def loss_scaled(self, scaled: torch.Tensor, scale: torch.Tensor) -> None:
         """A gradient scaler gave `scaled`, a loss times `scale`: a tensor of its own that it may change later."""
 
-    def backward_begins(self, roots: tuple[torch.Tensor, ...]) -> None:
-        """`backward` was called on `roots`."""
+    def backward_begins(self, roots: tuple[Root, ...], inputs: tuple[torch.Tensor, ...] | None) -> None:
+        """`backward` was called on `roots`, to bring gradients for `inputs` alone where they are given."""
 
     def backward_ended(self, completed: bool) -> None:
         """That backward is over, gradients reduced over processes included; `completed` unless it raised."""
@@ -197,10 +199,13 @@ def _observe_backward(patches: _Patches, original: Callable[..., Any]) -> Callab
         listener = patches.listener()
         if listener is None:
             return original(tensors, *args, **kwargs)
-        roots = (tensors,) if isinstance(tensors, torch.Tensor) else tensors
+        roots = (tensors,) if isinstance(tensors, (torch.Tensor, GradientEdge)) else tensors
         if not isinstance(roots, (tuple, list)):  # an iterator: it can be read once, and the engine wants it
             roots = tensors = tuple(tensors)
-        listener.backward_begins(tuple(roots))
+        inputs = kwargs.get("inputs")
+        if isinstance(inputs, Iterator):
+            inputs = kwargs["inputs"] = tuple(inputs)
+        listener.backward_begins(tuple(roots), None if inputs is None else _tensors_of(inputs))
         _in_backward.append(listener)
         completed = False
         try:
@@ -212,6 +217,15 @@ def _observe_backward(patches: _Patches, original: Callable[..., Any]) -> Callab
             listener.backward_ended(completed)
 
     return backward
+
+
+def _tensors_of(inputs: Any) -> tuple[torch.Tensor, ...]:
+    """The leaves that `backward(inputs=...)` names."""
+    if isinstance(inputs, (torch.Tensor, GradientEdge)):
+        inputs = (inputs,)
+    items = inputs.values() if isinstance(inputs, dict) else inputs
+    leaves = (getattr(item.node, "variable", None) if isinstance(item, GradientEdge) else item for item in items)
+    return tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
 
 
 def _observe_scale(patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -31,9 +31,12 @@ class ReachHooks:
 
     def add(self, result: torch.Tensor, tell: Callable[[torch.Tensor], None]) -> None:
         """Call `tell` with the gradient whenever a backward reaches `result`; it mustn't raise."""
-        if not result.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(result):
-            return  # no backward can reach it; torch.func's own transformations take no hooks
-        self._handles.append(result.register_hook(tell))
+        node = result.grad_fn
+        if node is None:
+            self._handles.append(result.register_hook(tell))
+        else:  # the hook of the node costs less than that of the tensor
+            index = result.output_nr
+            self._handles.append(node.register_prehook(lambda gradients: tell(gradients[index])))
         if len(self._handles) > self._limit:
             self._handles = [handle for handle in self._handles if handle.hooks_dict_ref() is not None]
             self._limit = 2 * len(self._handles) + _PRUNE
@@ -43,3 +46,8 @@ class ReachHooks:
         for handle in self._handles:
             handle.remove()
         self.__init__()  # type: ignore[misc]
+
+
+def can_be_reached(result: torch.Tensor) -> bool:
+    """Whether a backward may come to a result; `torch.func`'s own transformations take no hooks."""
+    return result.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(result)

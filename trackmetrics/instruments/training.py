@@ -11,11 +11,12 @@ import torch
 
 from . import events
 from .criteria import Criterion
-from .gradient_norm import GradientNorm, NormSummary, parameters_of
+from .gradient_norm import GradientNorm, NormSummary
 from .guard import Guard
 from .hyperparameters import ConstructorArguments, OptimizerSettings, one_or_list, scheduler_settings
 from .pairing import Pairing
 from .steps import Steps
+from .trained_parameters import Root, TrainedParameters, parameters_of
 from .training_metrics import TrainingMetrics
 
 _FAILED = "its instrument failed"
@@ -43,6 +44,7 @@ class Training(events.Listener):
     def __init__(self, on_fault: Callable[[str, Exception], None], on_steps: Callable[[], None]) -> None:
         self.active = False
         self._on_steps = on_steps
+        self._parameters = TrainedParameters()
         self._norm = GradientNorm()
         self._metrics = TrainingMetrics()
         self._constructed = ConstructorArguments()
@@ -52,7 +54,7 @@ class Training(events.Listener):
         self._spare_steps = Guard("gradient_norm, train_loss and train_accuracy", on_fault)
         self._spare_arguments = Guard("the model's constructor arguments", on_fault)
         self._spare_settings = Guard("the optimizer's settings", on_fault)
-        self._steps = Steps(self._norm, self._metrics, self._spare_norm, self._spare_metrics)
+        self._steps = Steps(self._parameters, self._norm, self._metrics, self._spare_norm, self._spare_metrics)
 
     # What was observed
 
@@ -79,7 +81,7 @@ class Training(events.Listener):
     def trained(self) -> list[torch.Tensor]:
         """The parameters that have received a gradient; where no hook saw any, those that were stepped."""
         stepped = (parameter for optimizer in self._settings.optimizers() for parameter in parameters_of(optimizer))
-        return self._norm.trained() or [parameter for parameter in stepped if parameter.requires_grad]
+        return self._spare_norm(self._parameters.trained, otherwise=[]) or [parameter for parameter in stepped if parameter.requires_grad]
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """The optimizers that have stepped and are still alive."""
@@ -114,6 +116,7 @@ class Training(events.Listener):
         """Remove every hook and drop every reference."""
         self.active = False
         self._steps.release()
+        self._parameters.release()
         self._norm.release()
         self._metrics.release()
         self._constructed = ConstructorArguments()
@@ -129,11 +132,11 @@ class Training(events.Listener):
         if self.active:
             self._spare_steps(self._steps.loss_scaled, scaled, scale)
 
-    def backward_begins(self, roots: tuple[torch.Tensor, ...]) -> None:
+    def backward_begins(self, roots: tuple[Root, ...], inputs: tuple[torch.Tensor, ...] | None) -> None:
         if self.active:
             self._spare_steps(self._steps.between_backwards)
             self._on_steps()
-            self._spare_steps(self._steps.backward_begins, roots, events.live_runs() == 1)
+            self._spare_steps(self._steps.backward_begins, roots, inputs, events.live_runs() == 1)
 
     def backward_ended(self, completed: bool) -> None:
         if self.active:
@@ -169,7 +172,7 @@ class Training(events.Listener):
             self._spare_steps(self._steps.scaler_stepped, optimizer)
 
     def optimizer_built(self, optimizer: torch.optim.Optimizer) -> None:
-        self._spare_norm(self._norm.add_optimizer, optimizer)
+        self._spare_norm(self._parameters.add_optimizer, optimizer)
 
     def batch_yielded(self, batch: Any) -> None:
         if self.active:
