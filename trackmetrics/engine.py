@@ -37,19 +37,18 @@ class Clock:
 class Engine:
     """One live run, between entering and leaving; nothing of it stays afterwards but its `record`.
 
-    Entering takes the file (`OutputError`, `PathInUseError`) and begins to listen. `on_steps` is told, between two
-    training steps, that at least one more is complete.
+    Entering takes the file (`OutputError`, `PathInUseError`) and begins to listen.
     """
 
     clock = Clock()
 
-    def __init__(self, options: Options, arguments: Mapping[str, Any], on_steps: Callable[[], None]) -> None:
+    def __init__(self, options: Options, arguments: Mapping[str, Any]) -> None:
         timestamp = self.clock.now().astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         self.record = RunRecord(Metadata(options.task, timestamp))
         self.file = MetricsFile(options.folder, options.file_part)
         self._options = options
         self._notices = Notices()
-        self._training = Training(self._instrument_failed, on_steps)
+        self._training = Training(self._instrument_failed)
         self._assessment = Assessment(options, self._training, self._notices, arguments, self.clock.monotonic)
         self._progress = ProgressLines(options.progress)
         self._summaries: list[dict[str, Any]] = []
@@ -70,6 +69,10 @@ class Engine:
     def completed_steps(self) -> int:
         """How many training steps are over since the run began."""
         return self._training.completed_steps
+
+    def tell_steps(self, on_steps: Callable[[], None] | None) -> None:
+        """Call `on_steps` between two training steps, whenever at least one more is complete; None for nobody."""
+        self._training.on_steps = on_steps
 
     @property
     def watch(self) -> Callable[[Any], None]:

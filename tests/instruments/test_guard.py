@@ -33,7 +33,7 @@ def train(notes, model, optimizer):
 
 
 OF_PARAMETERS = ("add_optimizer", "prepare", "arrived", "trained", "has_optimizer")
-OF_NORM = ("measure", "include", "complete", "end_step", "take")
+OF_NORM = ("measure", "include", "end_step", "take")
 OF_METRICS = ("criterion_called", "backward_begins", "backward_ended", "end_step", "take")
 OF_STEPS = ("between_backwards", "backward_begins", "backward_ended", "optimizer_steps", "optimizer_stepped")
 

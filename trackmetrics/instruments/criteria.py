@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,8 +80,8 @@ class Call:
     """
 
     __slots__ = (
-        "arguments", "criterion", "factor", "input", "input_at", "result", "settled", "strides", "tallied",
-        "target", "target_at", "target_dtype", "versions",
+        "arguments", "criterion", "factor", "input", "input_at", "result", "result_at", "settled", "strides",
+        "tallied", "target", "target_at", "target_dtype", "versions",
     )  # fmt: skip
 
     def __init__(self, criterion: Criterion, arguments: tuple[Any, ...], result: torch.Tensor) -> None:
@@ -96,6 +96,7 @@ class Call:
         self.target_dtype: torch.dtype = target.dtype
         self.versions = (scores._version, target._version)
         self.result = result.detach().clone()
+        self.result_at = (result.data_ptr(), result._version)
         self.factor: torch.Tensor | None = None
         self.settled = False
         self.tallied: Any = None
@@ -144,6 +145,11 @@ class Call:
     def overwritten(self) -> bool:
         """Whether output or target changed since the call: a buffer that the user fills again."""
         return (self.input._version, self.target._version) != self.versions
+
+    def gave(self, roots: Sequence[Any]) -> bool:
+        """Whether a backward was called on the call's own result, as it was."""
+        root = roots[0]
+        return isinstance(root, torch.Tensor) and (root.data_ptr(), root._version) == self.result_at
 
     def keep(self) -> None:
         """Have copies of output and target, whatever the caller does with them from here on."""

@@ -11,7 +11,7 @@ from .criteria import Call
 from .tally import Tally, likeness, numbers, tally
 
 _FOLD = 256  # figures that wait as separate tensors before they become one sum
-_CALLS = 64  # calls that wait to be tallied together, and the bytes that they may keep
+_CALLS = 256  # calls that wait to be tallied together, and the bytes that they may keep
 _BYTES = 2**20
 
 
@@ -121,7 +121,7 @@ class EpochMeans:
         self._loss.add(value, weight)
 
     def _tally(self) -> None:
-        alike: dict[Hashable, list[Call]] = {}
+        alike: dict[tuple[Hashable, bool, bool], list[Call]] = {}
         for call, loss, accuracy in self._waiting:
             alike.setdefault((likeness(call), loss, accuracy), []).append(call)
         self._waiting, self._bytes = [], 0

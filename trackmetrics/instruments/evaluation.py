@@ -22,9 +22,9 @@ from .data import (
     to_device,
 )
 from .discovery import unwrapped
+from .epoch_means import DeviceMean
 from .events import Listener, heard_by
 from .pairing import Pairing, PairingError
-from .epoch_means import DeviceMean
 from .tally import tally
 from .undisturbed import undisturbed
 

@@ -11,7 +11,7 @@ training recurrent neural networks" (2013), which `torch.nn.utils.clip_grad_norm
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -109,12 +109,14 @@ class GradientNorm:
         step = self._step
         parameters = [parameter for parameter in parameters_of(optimizer) if parameter.grad is not None]
         keys = set(map(id, parameters))
-        known = set() if step.read is None else set(step.read.keys)
+        known: Collection[int] = () if step.read is None else step.read.keys
         if keys == known:
-            step.whole = bool(known)
+            step.whole = True
         else:
-            step.applied |= keys & known
-            self._include_late([item for item in parameters if id(item) not in known | step.late], optimizer)
+            step.applied |= keys.intersection(known)
+            self._include_late(
+                [item for item in parameters if id(item) not in known and id(item) not in step.late], optimizer
+            )
         found_inf = getattr(optimizer, "found_inf", None)
         if isinstance(found_inf, torch.Tensor):  # a fused optimizer, which skips the step in its own kernel
             step.found_inf = found_inf.detach().clone()
@@ -143,7 +145,7 @@ class GradientNorm:
     def complete(self) -> bool:
         """Whether all that was read for the step is accounted for, so that no further optimizer is due."""
         step = self._step
-        return step.read is not None and (step.whole or step.applied | step.skipped >= set(step.read.keys))
+        return step.read is not None and (step.whole or step.applied | step.skipped >= step.read.keys)
 
     def end_step(self) -> bool:
         """Close the step; say whether it was one: it applied a gradient."""

@@ -6,6 +6,7 @@ are kept. The global norm is the root of the sum of the squares of all of these.
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ _CACHE = 2**20  # elements
 _ROW = 2**9
 
 _GRAD = operator.attrgetter("grad")
-_LAYOUT = operator.attrgetter("layout")
 _Kind = tuple[torch.dtype, torch.device]
 
 
@@ -42,16 +42,14 @@ class GradientReader:
     def read(self, parameters: Sequence[torch.Tensor], scale: torch.Tensor | None = None) -> Gradients:
         """Read the gradients that `parameters` have now; `scale` is a factor in them that is to be taken out."""
         grads = list(map(_GRAD, parameters))
-        if type(None) in set(map(type, grads)):
-            parameters = [parameter for parameter, grad in zip(parameters, grads) if grad is not None]
-            grads = [grad for grad in grads if grad is not None]
-        keys = list(map(id, parameters))
-        layouts = list(map(_LAYOUT, grads))
-        plan = self._plan
-        if plan is None or plan.keys != keys or plan.layouts != layouts:
-            plan = self._plan = _Plan.of(keys, layouts, grads)
-        with torch.no_grad():
-            return Gradients(plan, grads, None if scale is None else scale.clone())
+        scale = None if scale is None else scale.clone()
+        if self._plan is not None and self._plan.keys == list(map(id, parameters)):
+            with contextlib.suppress(AttributeError, RuntimeError, TypeError):  # one is None, or sparse this time
+                return Gradients(self._plan, grads, scale)
+        keys = [id(parameter) for parameter, grad in zip(parameters, grads) if grad is not None]
+        grads = [grad for grad in grads if grad is not None]
+        self._plan = _Plan.of(keys, grads)
+        return Gradients(self._plan, grads, scale)
 
 
 @dataclass(frozen=True)
@@ -70,13 +68,13 @@ class _Plan:
     """How the gradients of `keys` are read: copied side by side, reduced by one call, or each by itself."""
 
     keys: list[int]
-    layouts: list[torch.layout]
+    key_set: frozenset[int]
     copied: list[_Group]
     reduced: list[_Group]
     single: list[int]
 
     @staticmethod
-    def of(keys: list[int], layouts: list[torch.layout], grads: list[torch.Tensor]) -> _Plan:
+    def of(keys: list[int], grads: list[torch.Tensor]) -> _Plan:
         plain = [index for index, grad in enumerate(grads) if _is_plain(grad)]
         small = [index for index in plain if grads[index].numel() <= _SMALL]
         if sum(grads[index].numel() for index in small) > _CACHE:
@@ -84,7 +82,8 @@ class _Plan:
         # A CPU has no call that reduces large ones both fast and right; each is taken in rows.
         reduced = [index for index in plain if index not in set(small) and grads[index].device.type != "cpu"]
         single = sorted(set(range(len(grads))) - set(small) - set(reduced))
-        return _Plan(keys, layouts, _groups(small, keys, grads), _groups(reduced, keys, grads), single)
+        copied, reduced_ = _groups(small, keys, grads), _groups(reduced, keys, grads)
+        return _Plan(keys, frozenset(keys), copied, reduced_, single)
 
 
 def _groups(indices: list[int], keys: list[int], grads: list[torch.Tensor]) -> list[_Group]:
@@ -105,29 +104,30 @@ def _is_plain(grad: torch.Tensor) -> bool:
 
 
 class Gradients:
-    """Gradients as they were when read; `keys` are the identities of their parameters."""
+    """Gradients as they were when read; `keys` are the identities of their parameters, a set."""
 
     __slots__ = ("_copies", "_norms", "_scale", "keys")
 
     def __init__(self, plan: _Plan, grads: list[torch.Tensor], scale: torch.Tensor | None) -> None:
-        self.keys = plan.keys
+        self.keys = plan.key_set
         self._scale = scale
         self._copies = [(group, _side_by_side(group, grads)) for group in plan.copied]
-        self._norms = {plan.keys[index]: _norms_of(grads[index]) for index in plan.single}
+        self._norms: dict[int, torch.Tensor] = {}
+        for index in plan.single:
+            self._norms[plan.keys[index]] = _norms_of(grads[index].detach())
         for group in plan.reduced:
-            norms = torch._foreach_norm([grads[index] for index in group.indices], 2, dtype=group.wide)
+            norms = torch._foreach_norm([grads[index].detach() for index in group.indices], 2, dtype=group.wide)
             self._norms.update(zip(group.keys, norms))
 
     def norms(self, keys: Collection[int] | None = None) -> list[torch.Tensor]:
         """Tensors of norms whose squares sum to that of the gradient of `keys`; of all of it without `keys`."""
-        with torch.no_grad():
-            if keys is None:
-                norms = [_norms_of_rows(copy, group.wide) for group, copy in self._copies]
-                norms += self._norms.values()
-            else:
-                norms = [norm for group, copy in self._copies for norm in _norms_within(group, copy, keys)]
-                norms += [norm for key, norm in self._norms.items() if key in keys]
-            return norms if self._scale is None else [norm / self._scale.to(norm.device) for norm in norms]
+        if keys is None:
+            norms = [_norms_of_rows(copy, group.wide) for group, copy in self._copies]
+            norms += self._norms.values()
+        else:
+            norms = [norm for group, copy in self._copies for norm in _norms_within(group, copy, keys)]
+            norms += [norm for key, norm in self._norms.items() if key in keys]
+        return norms if self._scale is None else [norm / self._scale.to(norm.device) for norm in norms]
 
 
 def global_norm(norms: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -156,7 +156,7 @@ def _wide(dtype: torch.dtype, device: torch.device) -> torch.dtype | None:
 def _side_by_side(group: _Group, grads: list[torch.Tensor]) -> torch.Tensor:
     own = grads if len(group.indices) == len(grads) else [grads[index] for index in group.indices]
     copy: torch.Tensor = torch._C._nn.flatten_dense_tensors([*own, group.padding])
-    return copy
+    return copy.detach() if copy.requires_grad else copy
 
 
 def _norms_within(group: _Group, copy: torch.Tensor, keys: Collection[int]) -> list[torch.Tensor]:
@@ -176,10 +176,11 @@ def _norms_within(group: _Group, copy: torch.Tensor, keys: Collection[int]) -> l
 def _norms_of_rows(values: torch.Tensor, wide: torch.dtype | None) -> torch.Tensor:
     """The norm of each row of a vector that is cut into rows; the last one may be short."""
     whole = values.numel() // _ROW * _ROW
-    rows: torch.Tensor = torch.linalg.vector_norm(values[:whole].view(-1, _ROW), dim=1, dtype=wide)
     if whole == values.numel():
+        rows: torch.Tensor = torch.linalg.vector_norm(values.view(-1, _ROW), dim=1, dtype=wide)
         return rows
-    return torch.cat((rows, torch.linalg.vector_norm(values[whole:], dtype=wide).reshape(1)))
+    rest = torch.linalg.vector_norm(values[whole:], dtype=wide).reshape(1)
+    return torch.cat((_norms_of_rows(values[:whole], wide), rest))
 
 
 def _norms_of(grad: torch.Tensor) -> torch.Tensor:

@@ -123,10 +123,10 @@ class Steps:
 
     def _measure(self, roots: tuple[Root, ...], scale: torch.Tensor | None) -> bool:
         """Read the gradients, if the backward brought any for what is trained."""
-        brought = self.parameters.arrived(roots)
-        if brought:
-            self.norm.measure(self.parameters.trained(), scale)
-        return brought
+        trained = self.parameters.arrived(roots)
+        if trained:
+            self.norm.measure(trained, scale)
+        return bool(trained)
 
     # Optimizers
 

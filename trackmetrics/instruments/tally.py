@@ -53,7 +53,11 @@ def tally(calls: Sequence[Call]) -> Tally:
     targets = numbers(lengths, first.result.device) if counted is None else _sums(counted, lengths)
     values = _values(calls, target, counted, targets)
     if target is None:
-        return Tally(values, targets, torch.zeros_like(targets), targets) if first.soft else Tally(values, targets, None, None)
+        return (
+            Tally(values, targets, torch.zeros_like(targets), targets)
+            if first.soft
+            else Tally(values, targets, None, None)
+        )
     right, soft = _judged(calls, target)
     correct = _sums(right if counted is None else right & counted, lengths)
     return Tally(values, targets, correct, None if soft is None else _sums(soft, lengths))
@@ -94,8 +98,8 @@ def _values(
     weight = first.argument("weight")
     if weight is not None and target is not None and counted is not None and first.criterion.kind == "classes":
         indices = target.clamp(0, weight.numel() - 1)  # ignored targets may lie outside
-        return totals / (weight.detach()[indices] * counted).sum()
-    return totals / targets
+        targets = (weight.detach()[indices] * counted).sum()
+    return torch.div(totals, targets)
 
 
 def _judged(calls: Sequence[Call], target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -8,10 +8,8 @@ of every later backward, at the cost of a single hook.
 from __future__ import annotations
 
 import gc
-import operator
 import weakref
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,20 +17,10 @@ from torch.autograd.graph import GradientEdge
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-_MANY = 16  # optimizers in the process; beyond, those that train nothing here are no longer looked at each time
-_REQUIRES_GRAD = operator.attrgetter("requires_grad")
+_MANY = 16  # optimizers in the process; beyond, those that train nothing here aren't looked at each time
 
 
 Root = torch.Tensor | GradientEdge  # what a backward may be called on
-
-
-@dataclass
-class _Followed:
-    """An optimizer, and what its groups held when they were last looked at."""
-
-    optimizer: weakref.ref[torch.optim.Optimizer]
-    seen: tuple[list[int], list[bool]] | None = None
-    idle: bool = False
 
 
 class TrainedParameters:
@@ -42,7 +30,8 @@ class TrainedParameters:
     """
 
     def __init__(self) -> None:
-        self._optimizers: dict[int, _Followed] = {}
+        self._optimizers: dict[int, weakref.ref[torch.optim.Optimizer]] = {}
+        self._strangers: set[int] = set()
         self._hooks: dict[int, tuple[weakref.ref[torch.Tensor], RemovableHandle]] = {}
         self._trained: dict[int, weakref.ref[torch.Tensor]] = {}
         self._gone: list[weakref.ref[torch.Tensor]] = []
@@ -50,20 +39,24 @@ class TrainedParameters:
         self._leaves: list[torch.Tensor] | None = None
         self._looked_around = False
         self._an_owner: weakref.ref[torch.optim.Optimizer] | None = None
+        # What the optimizers held when it was last looked at; nothing there is to be looked at again while it's so.
+        self._owned: list[int] | None = None
+        self._frozen = False
+        self._all_trained = False
 
     def add_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Follow the parameters of `optimizer` from now on, those it is given later included."""
-        known = self._optimizers.get(id(optimizer))
-        if known is None or known.optimizer() is not optimizer:
-            self._optimizers[id(optimizer)] = _Followed(weakref.ref(optimizer))
-        else:
-            known.idle = False
+        key = id(optimizer)
+        known = self._optimizers.get(key)
+        if known is None or known() is not optimizer:
+            self._optimizers[key] = weakref.ref(optimizer)
+            self._owned = None
+        if self._strangers:
+            self._strangers.discard(key)
 
     # Before a backward
 
-    def prepare(
-        self, roots: Iterable[Root], inputs: Sequence[torch.Tensor] | None = None, alone: bool = True
-    ) -> None:
+    def prepare(self, roots: Iterable[Root], inputs: Sequence[torch.Tensor] | None = None, alone: bool = True) -> None:
         """Hook what the coming backward may bring a gradient for and isn't known yet.
 
         Optimizers that were built before the run are looked up once; where none owns what is trained, the
@@ -78,9 +71,8 @@ class TrainedParameters:
                 self.add_optimizer(optimizer)
         if self._gone:
             self._forget_gone()
-        for followed in list(self._optimizers.values()):
-            if not followed.idle:
-                self._follow(followed)
+        if self._owned is None:
+            self._look_at(self._parameters())
         self._arrived.clear()
         self._leaves = None if alone and inputs is None else list(inputs or ())
         if inputs is None:
@@ -99,50 +91,55 @@ class TrainedParameters:
         if self._leaves is not None:
             self._leaves.extend(leaves)
 
-    def _follow(self, followed: _Followed) -> None:
-        optimizer = followed.optimizer()
-        if optimizer is None:
-            followed.idle = True
-            return
-        parameters = parameters_of(optimizer)
-        seen = list(map(id, parameters)), list(map(_REQUIRES_GRAD, parameters))
-        if seen == followed.seen:
-            return
-        for parameter in parameters:
-            self._hook(parameter)
-        # A lazy parameter turns into an ordinary one without any of this changing.
-        followed.seen = None if any(map(is_lazy, parameters)) else seen
-        many = len(self._optimizers) > _MANY
-        followed.idle = many and not any(id(parameter) in self._trained for parameter in parameters)
+    def _parameters(self) -> list[torch.Tensor]:
+        """What the optimizers own, but for those that have long trained nothing here."""
+        alive = [reference() for key, reference in self._optimizers.items() if key not in self._strangers]
+        return [
+            parameter
+            for optimizer in alive
+            if optimizer is not None
+            for group in getattr(optimizer, "param_groups", ())
+            for parameter in group["params"]
+        ]
 
-    def _hook(self, parameter: torch.Tensor) -> None:
+    def _look_at(self, parameters: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Hook what is new among the optimizers' parameters, or no longer frozen; give those."""
+        fresh = [parameter for parameter in parameters if self._hook(parameter)]
+        self._owned = list(map(id, parameters))
+        self._frozen = any(key not in self._trained and key not in self._hooks for key in self._owned)
+        self._all_trained = sorted(self._owned) == sorted(self._trained)
+        return fresh
+
+    def _hook(self, parameter: torch.Tensor) -> bool:
+        """Hook a parameter that wasn't known; say whether that was so."""
         key = id(parameter)
         if key in self._trained or key in self._hooks or not parameter.requires_grad or not parameter.is_leaf:
-            return
-        if not is_lazy(parameter):
-            self._put_hook(parameter)
+            return False
+        if is_lazy(parameter):
+            return False
+        self._put_hook(parameter)
+        return True
 
     def _put_hook(self, parameter: torch.Tensor) -> None:
         # A built-in method as the hook: the engine calls it once a parameter, and it costs next to nothing.
         handle = parameter.register_post_accumulate_grad_hook(self._arrived.append)
         self._hooks[id(parameter)] = (weakref.ref(parameter, self._gone.append), handle)
 
-    def _take_hook(self, parameter: torch.Tensor) -> None:
-        _, handle = self._hooks.pop(id(parameter))
-        _remove(parameter, handle)
-
     def _forget_gone(self) -> None:
         """Parameters that are no more make place: a new one may have the identity of an old one."""
         self._gone.clear()
         self._hooks = {key: hook for key, hook in self._hooks.items() if hook[0]() is not None}
         self._trained = {key: trained for key, trained in self._trained.items() if trained() is not None}
-        for followed in self._optimizers.values():
-            followed.seen = None
+        self._owned = None
 
     # After a backward
 
-    def arrived(self, roots: Iterable[Root]) -> bool:
-        """Whether the backward from `roots` that has just ended brought a gradient for anything that is trained."""
+    def arrived(self, roots: Iterable[Root]) -> list[torch.Tensor]:
+        """All that is trained, if the backward from `roots` that has just ended brought a gradient for any of it."""
+        owned = self._parameters()
+        if self._frozen or list(map(id, owned)) != self._owned:
+            # It came, or was unfrozen, between the last backward and this one: no hook of ours told of it.
+            self._arrived.extend(self._look_at(owned))
         arrived = self._arrived
         if self._leaves is not None:
             hooked = set(map(id, arrived))
@@ -153,20 +150,30 @@ class TrainedParameters:
             if arrived and id(arrived[0]) not in self._hooks:
                 self._put_hook(arrived[0])
         arrived = [parameter for parameter in arrived if parameter.grad is not None]
-        self._learn([parameter for parameter in arrived if id(parameter) not in self._trained])
+        fresh = [parameter for parameter in arrived if id(parameter) not in self._trained]
+        if fresh:
+            self._learn(fresh, owned)
         self._arrived.clear()
-        return bool(arrived)
+        if not arrived:
+            return []
+        return owned if self._all_trained else self.trained()
 
-    def _learn(self, arrived: list[torch.Tensor]) -> None:
+    def _learn(self, arrived: list[torch.Tensor], owned: list[torch.Tensor]) -> None:
         """These have brought their first gradient; reentrant checkpointing names some of them twice."""
         for parameter in arrived:
             self._trained[id(parameter)] = weakref.ref(parameter, self._gone.append)
         for parameter in arrived[1:]:
-            if parameter is not arrived[0] and id(parameter) in self._hooks:
-                self._take_hook(parameter)
-        if arrived:
-            for followed in self._optimizers.values():
-                followed.idle = False
+            hook = None if parameter is arrived[0] else self._hooks.pop(id(parameter), None)
+            if hook is not None:
+                _remove(parameter, hook[1])
+        self._look_at(owned)
+        if len(self._optimizers) > _MANY:
+            self._strangers = {key for key, reference in self._optimizers.items() if not self._trains(reference())}
+            self._owned = None
+
+    def _trains(self, optimizer: torch.optim.Optimizer | None) -> bool:
+        """Whether an optimizer owns something of what is trained."""
+        return optimizer is not None and any(id(item) in self._trained for item in parameters_of(optimizer))
 
     def forget_arrived(self) -> None:
         """The backward that has ended doesn't count."""
@@ -182,10 +189,8 @@ class TrainedParameters:
     def has_optimizer(self) -> bool:
         """Whether some optimizer owns something of what is trained."""
         if self._owner() is None:
-            for followed in self._optimizers.values():
-                optimizer = followed.optimizer()
-                if optimizer is not None and any(id(item) in self._trained for item in parameters_of(optimizer)):
-                    self._an_owner = followed.optimizer
+            owners = (reference for reference in self._optimizers.values() if self._trains(reference()))
+            self._an_owner = next(owners, None)
         return self._owner() is not None
 
     def _owner(self) -> torch.optim.Optimizer | None:
@@ -203,8 +208,9 @@ class TrainedParameters:
 
 def _remove(parameter: torch.Tensor, handle: RemovableHandle) -> None:
     handle.remove()
-    if not parameter._post_accumulate_grad_hooks:
-        parameter._post_accumulate_grad_hooks = None  # an empty collection still costs a call in every backward
+    holder: Any = parameter
+    if not holder._post_accumulate_grad_hooks:
+        holder._post_accumulate_grad_hooks = None  # an empty collection still costs a call in every backward
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

@@ -37,13 +37,13 @@ class Observation:
 class Training(events.Listener):
     """Listens to a training while it is `active`; a fault of ours ends the instrument it is in, nothing else.
 
-    `on_fault` is told the instrument's name and its error; `on_steps` is told, between two steps, that at least
-    one more is complete.
+    `on_fault` is told the instrument's name and its error; `on_steps`, where it is set, between two steps, that at
+    least one more is complete.
     """
 
-    def __init__(self, on_fault: Callable[[str, Exception], None], on_steps: Callable[[], None]) -> None:
+    def __init__(self, on_fault: Callable[[str, Exception], None]) -> None:
         self.active = False
-        self._on_steps = on_steps
+        self.on_steps: Callable[[], None] | None = None
         self._parameters = TrainedParameters()
         self._norm = GradientNorm()
         self._metrics = TrainingMetrics()
@@ -81,7 +81,9 @@ class Training(events.Listener):
     def trained(self) -> list[torch.Tensor]:
         """The parameters that have received a gradient; where no hook saw any, those that were stepped."""
         stepped = (parameter for optimizer in self._settings.optimizers() for parameter in parameters_of(optimizer))
-        return self._spare_norm(self._parameters.trained, otherwise=[]) or [parameter for parameter in stepped if parameter.requires_grad]
+        return self._spare_norm(self._parameters.trained, otherwise=[]) or [
+            parameter for parameter in stepped if parameter.requires_grad
+        ]
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """The optimizers that have stepped and are still alive."""
@@ -115,6 +117,7 @@ class Training(events.Listener):
     def release(self) -> None:
         """Remove every hook and drop every reference."""
         self.active = False
+        self.on_steps = None
         self._steps.release()
         self._parameters.release()
         self._norm.release()
@@ -135,7 +138,8 @@ class Training(events.Listener):
     def backward_begins(self, roots: tuple[Root, ...], inputs: tuple[torch.Tensor, ...] | None) -> None:
         if self.active:
             self._spare_steps(self._steps.between_backwards)
-            self._on_steps()
+            if self.on_steps is not None:
+                self.on_steps()
             self._spare_steps(self._steps.backward_begins, roots, inputs, events.live_runs() == 1)
 
     def backward_ended(self, completed: bool) -> None:
@@ -145,15 +149,16 @@ class Training(events.Listener):
     def optimizer_steps(self, optimizer: torch.optim.Optimizer, takes_closure: bool) -> None:
         if self.active:
             self._spare_settings(self._settings.optimizer_steps, optimizer)
-            if self._spare_steps(self._steps.before_optimizer, optimizer, otherwise=False):
-                self._on_steps()
+            ended = self._spare_steps(self._steps.before_optimizer, optimizer, otherwise=False)
+            if ended and self.on_steps is not None:
+                self.on_steps()
             self._spare_steps(self._steps.optimizer_steps, optimizer, takes_closure)
 
     def optimizer_stepped(self, optimizer: torch.optim.Optimizer) -> None:
         if self.active:
             self._spare_steps(self._steps.optimizer_stepped, optimizer)
-            if self._steps.certainly_over:
-                self._on_steps()
+            if self.on_steps is not None and self._steps.certainly_over:
+                self.on_steps()
 
     def closure_begins(self, optimizer: torch.optim.Optimizer) -> None:
         if self.active:

@@ -44,6 +44,14 @@ class _Backward:
             return judged
         return None
 
+    @property
+    def chosen(self) -> Call | None:
+        """The call that tells how output and target pair; None of several heads is the model's output."""
+        if len(self.calls) == 1:
+            return self.calls[0]
+        judged = self.judged
+        return next(iter(self.calls if judged == [] else judged or []), None)
+
 
 class TrainingMetrics:
     """Collects an epoch's training loss and accuracy.
@@ -94,7 +102,9 @@ class TrainingMetrics:
         self._in_backward = False
         self._any_backward |= counts
         if counts:
-            self._backwards.append(self._settle(_scalar(roots, scale)))
+            call = next(iter(self._reached)) if len(self._reached) == 1 else None
+            scalar = call.result if call is not None and call.gave(roots) else _scalar(roots, scale)
+            self._backwards.append(self._settle(scalar))
         self._reached.clear()
 
     def settle_differentiated(self) -> None:
@@ -105,28 +115,33 @@ class TrainingMetrics:
 
     def _settle(self, scalar: torch.Tensor | None) -> _Backward:
         backward = _Backward(list(self._reached), scalar)
-        fresh = [call for call in backward.calls if not call.settled]
-        judged = backward.judged
-        chosen = backward.calls if judged == [] else judged or []  # of several heads, none is the model's output
-        if chosen and not chosen[0].settled:
-            self._judged_last = chosen[0]
-            self._target_check.call_reached(chosen[0])
-        for call in fresh:
-            call.settled = True
-            if call.overwritten():
-                self.accuracy_fault = "the outputs or targets were overwritten before the backward ended"
-            if call.small:
-                call.keep()
-            else:
-                settle([call])
+        chosen = backward.chosen
+        if chosen is not None and not chosen.settled:
+            self._judged_last = chosen
+            self._target_check.call_reached(chosen)
+        for call in backward.calls:
+            if not call.settled:
+                self._settle_call(call)
         return backward
+
+    def _settle_call(self, call: Call) -> None:
+        call.settled = True
+        if call.overwritten():
+            self.accuracy_fault = "the outputs or targets were overwritten before the backward ended"
+        if call.small:
+            call.keep()
+        else:
+            settle([call])
 
     def end_step(self) -> None:
         """Add the step's figures to the epoch's."""
         self.settle_differentiated()
         backwards = self._backwards or self._differentiated
         self._backwards, self._differentiated = [], []
-        if backwards:
+        if len(backwards) == 1 and len(backwards[0].calls) == 1:  # one forward, one criterion, one backward
+            call = backwards[0].calls[0]
+            self._means.add(call, True, call.has_accuracy)
+        elif backwards:
             losses, judged = self._add_loss(backwards), self._judged(backwards)
             for call in dict.fromkeys([*losses, *judged]):
                 self._means.add(call, call in losses, call in judged)
@@ -141,7 +156,9 @@ class TrainingMetrics:
             self.loss_fault = "several losses were differentiated together, or one that is no scalar"
             return []
         firsts = [_number_of_targets(backward.calls[0]) for backward in backwards if backward.calls]
-        value = functools.reduce(torch.add, [scalar.double() if scalar.device.type == "cpu" else scalar.float() for scalar in scalars])
+        value = functools.reduce(
+            torch.add, [scalar.double() if scalar.device.type == "cpu" else scalar.float() for scalar in scalars]
+        )
         self._means.add_loss(value, functools.reduce(torch.add, firsts) if firsts else 1)
         return []
 
