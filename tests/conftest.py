@@ -21,6 +21,7 @@ def _process_wide_state():
     return {
         "criteria": {criterion.name: getattr(criterion.owner, criterion.name) for criterion in CRITERIA},
         "torch.autograd.backward": torch.autograd.backward,
+        "the engine's backward": torch.autograd._engine_run_backward,
         "GradScaler.scale": torch.amp.GradScaler.scale,
         "GradScaler.step": torch.amp.GradScaler.step,
         "Optimizer.__init__": torch.optim.Optimizer.__init__,

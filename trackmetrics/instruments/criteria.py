@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -33,8 +33,6 @@ class Criterion:
 
     def bound(self, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> tuple[Any, ...]:
         """The arguments of a call in the order of `positions`; one that wasn't given is None."""
-        if not keywords:
-            return args
         return (*args, *(keywords.get(name) for name in self.positions[len(args) :]))
 
 
@@ -70,13 +68,31 @@ CRITERIA = (
 )  # fmt: skip
 
 
+class Made(NamedTuple):
+    """A call of a criterion as it was made: its arguments in the order of the criterion's `positions`, its result.
+
+    `value` is a copy of the result, for a loop may go on to change it in place (`loss /= k`); `version` says whether
+    that has happened.
+    """
+
+    criterion: Criterion
+    arguments: tuple[Any, ...]
+    result: torch.Tensor
+    version: int
+    value: torch.Tensor
+
+    @staticmethod
+    def of(criterion: Criterion, arguments: tuple[Any, ...], result: torch.Tensor) -> Made:
+        """Note a call that has just been made."""
+        return Made(criterion, arguments, result, result._version, result.detach().clone())
+
+
 class Call:
     """One call of a criterion: what counting it needs, free of the graph.
 
-    `arguments` stand in the order of the criterion's `positions`. `input_at` and `target_at` say where in memory
-    output and target lie, and their shapes. The result is copied, for a loop may go on to change it in place
-    (`loss /= k`); output and target are the caller's own until `keep`. `factor` is the gradient that a backward
-    handed to the result; `tallied` what the call says, once that is worked out.
+    `input_at` and `target_at` say where in memory output and target lie, and their shapes; both are the caller's own
+    until `keep`. `factor` is the gradient that a backward handed to the result; `tallied` what the call says, once
+    that is worked out.
     """
 
     __slots__ = (
@@ -84,7 +100,8 @@ class Call:
         "tallied", "target", "target_at", "target_dtype", "versions",
     )  # fmt: skip
 
-    def __init__(self, criterion: Criterion, arguments: tuple[Any, ...], result: torch.Tensor) -> None:
+    def __init__(self, made: Made) -> None:
+        criterion, arguments, result, version, value = made
         scores, target = arguments[0].detach(), arguments[1].detach()
         self.criterion = criterion
         self.arguments = arguments[2:]
@@ -95,8 +112,8 @@ class Call:
         self.target_at: tuple[int, torch.Size] = (target.data_ptr(), target.shape)
         self.target_dtype: torch.dtype = target.dtype
         self.versions = (scores._version, target._version)
-        self.result = result.detach().clone()
-        self.result_at = (result.data_ptr(), result._version)
+        self.result = value
+        self.result_at = (result.data_ptr(), version)
         self.factor: torch.Tensor | None = None
         self.settled = False
         self.tallied: Any = None

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .criteria import Call, Criterion
+from .criteria import Call, Criterion, Made
 from .data import (
     TARGET_KEYS,
     ExamplesSource,
@@ -73,7 +73,7 @@ class _Inner(Listener):
         self.calls: list[Call] = []
 
     def criterion_called(self, criterion: Criterion, arguments: tuple[Any, ...], result: torch.Tensor) -> None:
-        self.calls.append(Call(criterion, arguments, result))
+        self.calls.append(Call(Made.of(criterion, arguments, result)))
 
 
 def run(model: torch.nn.Module, parts: Parts, with_labels: bool = True) -> tuple[Any, list[Call]]:

@@ -15,7 +15,7 @@ import contextlib
 import functools
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from types import FrameType
 from typing import Any
@@ -38,8 +38,14 @@ class Listener:
     def loss_scaled(self, scaled: torch.Tensor, scale: torch.Tensor) -> None:
         """A gradient scaler gave `scaled`, a loss times `scale`: a tensor of its own that it may change later."""
 
-    def backward_begins(self, roots: tuple[Root, ...], inputs: tuple[torch.Tensor, ...] | None) -> None:
-        """`backward` was called on `roots`, to bring gradients for `inputs` alone where they are given."""
+    def differentiates(self) -> None:
+        """`torch.autograd.grad` was called: it may reach what a backward would."""
+
+    def backward_begins(self, roots: tuple[Root, ...], inputs: tuple[torch.Tensor, ...] | None, retains: bool) -> None:
+        """`backward` was called on `roots`, to bring gradients for `inputs` alone where they are given.
+
+        `retains` says that the graph is kept, for another backward.
+        """
 
     def backward_ended(self, completed: bool) -> None:
         """That backward is over, gradients reduced over processes included; `completed` unless it raised."""
@@ -173,7 +179,7 @@ def _release() -> None:
 def _install(patches: _Patches) -> None:
     for criterion in CRITERIA:
         patches.wrap(criterion.owner, criterion.name, functools.partial(_observe_criterion, criterion))
-    patches.wrap(torch.autograd, "backward", _observe_backward)
+    patches.wrap(torch.autograd, "_engine_run_backward", _observe_differentiation)
     patches.wrap(torch.amp.GradScaler, "scale", _observe_scale)
     patches.wrap(torch.amp.GradScaler, "step", _observe_scaler_step)
     patches.wrap(torch.optim.Optimizer, "__init__", _observe_optimizer_init)
@@ -186,45 +192,42 @@ def _install(patches: _Patches) -> None:
 def _observe_criterion(criterion: Criterion, patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
     def observed(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
-        listener = patches.listener()
+        listener = _listener.get() if patches.live else None
         if listener is not None and type(result) is torch.Tensor:  # no fake tensor of a compiler's tracing
-            listener.criterion_called(criterion, criterion.bound(args, kwargs), result)
+            listener.criterion_called(criterion, criterion.bound(args, kwargs) if kwargs else args, result)
         return result
 
     return observed
 
 
-def _observe_backward(patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
-    def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
-        listener = patches.listener()
+def _observe_differentiation(patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
+    """What `backward` and `torch.autograd.grad` both come down to, by whichever name they were called."""
+
+    def run_backward(outputs: Any, *args: Any, **kwargs: Any) -> Any:
+        listener = _listener.get() if patches.live else None
         if listener is None:
-            return original(tensors, *args, **kwargs)
-        roots = (tensors,) if isinstance(tensors, (torch.Tensor, GradientEdge)) else tensors
-        if not isinstance(roots, (tuple, list)):  # an iterator: it can be read once, and the engine wants it
-            roots = tensors = tuple(tensors)
-        inputs = kwargs.get("inputs")
-        if isinstance(inputs, Iterator):
-            inputs = kwargs["inputs"] = tuple(inputs)
-        listener.backward_begins(tuple(roots), None if inputs is None else _tensors_of(inputs))
+            return original(outputs, *args, **kwargs)
+        if not kwargs.get("accumulate_grad"):
+            listener.differentiates()
+            return original(outputs, *args, **kwargs)
+        _, retains, _, inputs = args[:4]
+        listener.backward_begins(tuple(outputs), _leaves_of(inputs) if inputs else None, bool(retains))
         _in_backward.append(listener)
         completed = False
         try:
-            result = original(tensors, *args, **kwargs)
+            result = original(outputs, *args, **kwargs)
             completed = True
             return result
         finally:
             _in_backward.remove(listener)
             listener.backward_ended(completed)
 
-    return backward
+    return run_backward
 
 
-def _tensors_of(inputs: Any) -> tuple[torch.Tensor, ...]:
+def _leaves_of(inputs: Iterable[Root]) -> tuple[torch.Tensor, ...]:
     """The leaves that `backward(inputs=...)` names."""
-    if isinstance(inputs, (torch.Tensor, GradientEdge)):
-        inputs = (inputs,)
-    items = inputs.values() if isinstance(inputs, dict) else inputs
-    leaves = (getattr(item.node, "variable", None) if isinstance(item, GradientEdge) else item for item in items)
+    leaves = (getattr(item.node, "variable", None) if isinstance(item, GradientEdge) else item for item in inputs)
     return tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
 
 

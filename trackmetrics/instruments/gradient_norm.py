@@ -107,24 +107,22 @@ class GradientNorm:
         A gradient that no backward brought, set by hand, is read now: it may have been clipped already.
         """
         step = self._step
-        parameters = [parameter for parameter in parameters_of(optimizer) if parameter.grad is not None]
-        keys = set(map(id, parameters))
+        keys = {id(parameter) for parameter in parameters_of(optimizer) if parameter.grad is not None}
         known: Collection[int] = () if step.read is None else step.read.keys
         if keys == known:
             step.whole = True
         else:
             step.applied |= keys.intersection(known)
-            self._include_late(
-                [item for item in parameters if id(item) not in known and id(item) not in step.late], optimizer
-            )
+            self._include_late(keys.difference(known, step.late), optimizer)
         found_inf = getattr(optimizer, "found_inf", None)
         if isinstance(found_inf, torch.Tensor):  # a fused optimizer, which skips the step in its own kernel
             step.found_inf = found_inf.detach().clone()
 
-    def _include_late(self, parameters: list[torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
-        if parameters:
+    def _include_late(self, keys: set[int], optimizer: torch.optim.Optimizer) -> None:
+        if keys:
             self.measured_at_step = True
-            self._step.late.update(map(id, parameters))
+            self._step.late |= keys
+            parameters = [parameter for parameter in parameters_of(optimizer) if id(parameter) in keys]
             read = GradientReader().read(parameters, getattr(optimizer, "grad_scale", None))
             self._step.others += read.norms()
 

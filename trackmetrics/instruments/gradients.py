@@ -111,7 +111,7 @@ class Gradients:
     def __init__(self, plan: _Plan, grads: list[torch.Tensor], scale: torch.Tensor | None) -> None:
         self.keys = plan.key_set
         self._scale = scale
-        self._copies = [(group, _side_by_side(group, grads)) for group in plan.copied]
+        self._copies = [_Copy(group, grads) for group in plan.copied]
         self._norms: dict[int, torch.Tensor] = {}
         for index in plan.single:
             self._norms[plan.keys[index]] = _norms_of(grads[index].detach())
@@ -122,12 +122,38 @@ class Gradients:
     def norms(self, keys: Collection[int] | None = None) -> list[torch.Tensor]:
         """Tensors of norms whose squares sum to that of the gradient of `keys`; of all of it without `keys`."""
         if keys is None:
-            norms = [_norms_of_rows(copy, group.wide) for group, copy in self._copies]
+            norms = [copy.rows for copy in self._copies]
             norms += self._norms.values()
         else:
-            norms = [norm for group, copy in self._copies for norm in _norms_within(group, copy, keys)]
+            norms = [norm for copy in self._copies for norm in copy.norms(keys)]
             norms += [norm for key, norm in self._norms.items() if key in keys]
         return norms if self._scale is None else [norm / self._scale.to(norm.device) for norm in norms]
+
+
+class _Copy:
+    """Gradients of one group side by side, and the norms of the rows that they make; read while they are at hand."""
+
+    __slots__ = ("group", "rows", "values")
+
+    def __init__(self, group: _Group, grads: list[torch.Tensor]) -> None:
+        own = grads if len(group.indices) == len(grads) else [grads[index] for index in group.indices]
+        values: torch.Tensor = torch._C._nn.flatten_dense_tensors([*own, group.padding])
+        self.group = group
+        self.values = values.detach() if values.requires_grad else values
+        self.rows = _norms_of_rows(self.values, group.wide)
+
+    def norms(self, keys: Collection[int]) -> list[torch.Tensor]:
+        """The norms of those that `keys` name: of each stretch of neighbours."""
+        stretches: list[list[int]] = []
+        end = 0
+        for key, length in zip(self.group.keys, self.group.lengths):
+            begin, end = end, end + length
+            if key in keys:
+                if stretches and stretches[-1][1] == begin:
+                    stretches[-1][1] = end
+                else:
+                    stretches.append([begin, end])
+        return [_norms_of_rows(self.values[begin:end], self.group.wide) for begin, end in stretches]
 
 
 def global_norm(norms: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -151,26 +177,6 @@ def _wide(dtype: torch.dtype, device: torch.device) -> torch.dtype | None:
     if dtype is torch.bfloat16:
         return widest(device)
     return torch.float32 if dtype is torch.float16 else None
-
-
-def _side_by_side(group: _Group, grads: list[torch.Tensor]) -> torch.Tensor:
-    own = grads if len(group.indices) == len(grads) else [grads[index] for index in group.indices]
-    copy: torch.Tensor = torch._C._nn.flatten_dense_tensors([*own, group.padding])
-    return copy.detach() if copy.requires_grad else copy
-
-
-def _norms_within(group: _Group, copy: torch.Tensor, keys: Collection[int]) -> list[torch.Tensor]:
-    """The norms of those that `keys` name: of each stretch of neighbours in the copy."""
-    stretches: list[list[int]] = []
-    end = 0
-    for key, length in zip(group.keys, group.lengths):
-        begin, end = end, end + length
-        if key in keys:
-            if stretches and stretches[-1][1] == begin:
-                stretches[-1][1] = end
-            else:
-                stretches.append([begin, end])
-    return [_norms_of_rows(copy[begin:end], group.wide) for begin, end in stretches]
 
 
 def _norms_of_rows(values: torch.Tensor, wide: torch.dtype | None) -> torch.Tensor:

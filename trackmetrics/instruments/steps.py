@@ -93,16 +93,17 @@ class Steps:
                 self._stepping.clear()  # an optimizer whose step raised never said that it was over
 
     def backward_begins(
-        self, roots: tuple[Root, ...], inputs: tuple[torch.Tensor, ...] | None = None, alone: bool = True
+        self, roots: tuple[Root, ...], inputs: tuple[torch.Tensor, ...] | None, retains: bool, alone: bool
     ) -> None:
-        """A backward begins, after `between_backwards`; not `alone`, where other runs live in the process."""
+        """A backward begins; not `alone`, where other runs live in the process."""
+        self.between_backwards()
         self._depth += 1
         if self._depth > 1:  # inside another one: reentrant checkpointing
             self._spare_norm(self.parameters.prepare_inner, roots)
             return
         self._roots = roots
         self._scale = None
-        self._spare_metrics(self.metrics.backward_begins)
+        self._spare_metrics(self.metrics.backward_begins, roots, retains)
         self._spare_norm(self.parameters.prepare, roots, inputs, alone)
 
     def backward_ended(self, completed: bool) -> None:
@@ -118,32 +119,38 @@ class Steps:
             self._spare_norm(self.parameters.forget_arrived)
             if counts:
                 self._end()
-        elif self._spare_norm(self._measure, roots, scale, otherwise=True):
-            self._without_optimizer = not self._spare_norm(self.parameters.has_optimizer, otherwise=True)
+        else:
+            self._spare_norm(self._measure, roots, scale)
 
-    def _measure(self, roots: tuple[Root, ...], scale: torch.Tensor | None) -> bool:
+    def _measure(self, roots: tuple[Root, ...], scale: torch.Tensor | None) -> None:
         """Read the gradients, if the backward brought any for what is trained."""
         trained = self.parameters.arrived(roots)
         if trained:
             self.norm.measure(trained, scale)
-        return bool(trained)
+            self._without_optimizer = not self.parameters.has_optimizer()
 
     # Optimizers
 
     def optimizer_steps(self, optimizer: torch.optim.Optimizer, takes_closure: bool) -> None:
-        """An optimizer steps, after `before_optimizer`."""
+        """An optimizer steps."""
+        self.before_optimizer(optimizer)
         self._scaler_waits = False
         if self._depth > 0:
             self._stepped_inside = True
             self._spare_norm(self.norm.measure_inside, optimizer, self._scale)
             return
-        self._spare_metrics(self.metrics.settle_differentiated)
-        self._spare_norm(self.parameters.add_optimizer, optimizer)
+        if self.metrics.reached:
+            self._spare_metrics(self.metrics.optimizer_steps)
         if not self._stepping:
             self._closures = self._evaluations = 0
         self._stepping.append(id(optimizer))
+        self._spare_norm(self._include, optimizer, takes_closure)
+
+    def _include(self, optimizer: torch.optim.Optimizer, takes_closure: bool) -> None:
+        """Count the gradients that an optimizer applies; those that a closure is about to bring, when it has."""
+        self.parameters.add_optimizer(optimizer)
         if not takes_closure:
-            self._spare_norm(self.norm.include, optimizer)
+            self.norm.include(optimizer)
 
     def closure_begins(self) -> None:
         """The closure of the optimizer that steps is about to be evaluated."""

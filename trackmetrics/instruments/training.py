@@ -131,16 +131,20 @@ class Training(events.Listener):
         if self.active:
             self._spare_metrics(self._metrics.criterion_called, criterion, arguments, result)
 
+    def differentiates(self) -> None:
+        if self.active:
+            self._spare_metrics(self._metrics.differentiates)
+
     def loss_scaled(self, scaled: torch.Tensor, scale: torch.Tensor) -> None:
         if self.active:
             self._spare_steps(self._steps.loss_scaled, scaled, scale)
 
-    def backward_begins(self, roots: tuple[Root, ...], inputs: tuple[torch.Tensor, ...] | None) -> None:
+    def backward_begins(self, roots: tuple[Root, ...], inputs: tuple[torch.Tensor, ...] | None, retains: bool) -> None:
         if self.active:
-            self._spare_steps(self._steps.between_backwards)
             if self.on_steps is not None:
+                self._spare_steps(self._steps.between_backwards)
                 self.on_steps()
-            self._spare_steps(self._steps.backward_begins, roots, inputs, events.live_runs() == 1)
+            self._spare_steps(self._steps.backward_begins, roots, inputs, retains, events.live_runs() == 1)
 
     def backward_ended(self, completed: bool) -> None:
         if self.active:
@@ -149,8 +153,7 @@ class Training(events.Listener):
     def optimizer_steps(self, optimizer: torch.optim.Optimizer, takes_closure: bool) -> None:
         if self.active:
             self._spare_settings(self._settings.optimizer_steps, optimizer)
-            ended = self._spare_steps(self._steps.before_optimizer, optimizer, otherwise=False)
-            if ended and self.on_steps is not None:
+            if self.on_steps is not None and self._spare_steps(self._steps.before_optimizer, optimizer):
                 self.on_steps()
             self._spare_steps(self._steps.optimizer_steps, optimizer, takes_closure)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .criteria import Call, Criterion
+from .criteria import Call, Criterion, Made
 from .epoch_means import EpochMeans, settle
 from .pairing import Pairing
 from .reaching import ReachHooks, can_be_reached
@@ -64,7 +64,10 @@ class TrainingMetrics:
         self._judged_last: Call | None = None
         self._results = ReachHooks()
         self._target_check = TargetCheck()
-        self._reached: dict[Call, None] = {}
+        self.reached: dict[Call, None] = {}
+        # In a plain loop a call is followed by a backward from its very result; then that is all there is to know.
+        self._plain = True
+        self._latest: Made | None = None
         self._in_backward = False
         self._any_backward = False
         self._differentiated: list[_Backward] = []
@@ -81,40 +84,67 @@ class TrainingMetrics:
 
     def criterion_called(self, criterion: Criterion, arguments: tuple[Any, ...], result: torch.Tensor) -> None:
         """Follow a call whose result a backward may reach."""
-        if not self._in_backward:
-            self.settle_differentiated()
-        if can_be_reached(result):
-            self._results.add(result, functools.partial(self._reach, Call(criterion, arguments, result)))
+        self._follow_latest()
+        if self.reached and not self._in_backward:
+            self._settle_differentiated()
+        if not can_be_reached(result):
+            return
+        self._latest = Made.of(criterion, arguments, result)
+        if not self._plain:
+            self._follow_latest()
+
+    def _follow_latest(self) -> None:
+        """Something else than a backward from the latest call's result came next: follow it as any other."""
+        if self._latest is not None:
+            latest, self._latest = self._latest, None
+            self._plain = False
+            self._results.add(latest.result, functools.partial(self._reach, Call(latest)))
+
+    def differentiates(self) -> None:
+        """`torch.autograd.grad` may reach the latest call's result."""
+        self._follow_latest()
+
+    def optimizer_steps(self) -> None:
+        """Settle what `torch.autograd.grad` reached, if nothing else did."""
+        self._settle_differentiated()
 
     def _reach(self, call: Call, gradient: torch.Tensor | None) -> None:
         if call.reduction == "none" and gradient is not None:
             call.factor = gradient.detach()
-        self._reached[call] = None
+        self.reached[call] = None
 
-    def backward_begins(self) -> None:
+    def backward_begins(self, roots: tuple[Root, ...], retains: bool) -> None:
         """Forget what `torch.autograd.grad` reached: the step has a backward of its own."""
-        self._reached.clear()
+        self.reached.clear()
         self._differentiated.clear()
         self._in_backward = True
+        latest = self._latest
+        if latest is not None and (
+            retains or roots[0] is not latest.result or latest.result._version != latest.version
+        ):
+            self._follow_latest()
 
     def backward_ended(self, roots: tuple[Root, ...], scale: torch.Tensor | None, counts: bool) -> None:
         """Settle the calls that the backward from `roots` reached, unless it doesn't count."""
         self._in_backward = False
         self._any_backward |= counts
-        if counts:
-            call = next(iter(self._reached)) if len(self._reached) == 1 else None
-            scalar = call.result if call is not None and call.gave(roots) else _scalar(roots, scale)
-            self._backwards.append(self._settle(scalar))
-        self._reached.clear()
+        latest, self._latest = self._latest, None
+        if counts and latest is not None and not self.reached:  # one call, and a backward from its very result
+            self._backwards.append(self._settle([Call(latest)], latest.value if len(roots) == 1 else None))
+        elif counts:
+            calls = list(self.reached)
+            self._plain = len(calls) == 1 and calls[0].gave(roots)
+            self._backwards.append(self._settle(calls, _scalar(roots, scale)))
+        self.reached.clear()
 
-    def settle_differentiated(self) -> None:
+    def _settle_differentiated(self) -> None:
         """Settle what `torch.autograd.grad` reached: its gradients may be the step's, set by hand."""
-        if self._reached and not self._backwards:
-            self._differentiated.append(self._settle(None))
-        self._reached.clear()
+        if not self._backwards:
+            self._differentiated.append(self._settle(list(self.reached), None))
+        self.reached.clear()
 
-    def _settle(self, scalar: torch.Tensor | None) -> _Backward:
-        backward = _Backward(list(self._reached), scalar)
+    def _settle(self, calls: list[Call], scalar: torch.Tensor | None) -> _Backward:
+        backward = _Backward(calls, scalar)
         chosen = backward.chosen
         if chosen is not None and not chosen.settled:
             self._judged_last = chosen
@@ -135,7 +165,8 @@ class TrainingMetrics:
 
     def end_step(self) -> None:
         """Add the step's figures to the epoch's."""
-        self.settle_differentiated()
+        if self.reached:
+            self._settle_differentiated()
         backwards = self._backwards or self._differentiated
         self._backwards, self._differentiated = [], []
         if len(backwards) == 1 and len(backwards[0].calls) == 1:  # one forward, one criterion, one backward
@@ -190,8 +221,9 @@ class TrainingMetrics:
 
     def take(self) -> tuple[float | None, float | None]:
         """Fetch the epoch's loss and accuracy from the device, once, and begin a new epoch."""
+        self._follow_latest()
         if self._any_backward:  # then `torch.autograd.grad` after the last step was no training
-            self._reached.clear()
+            self.reached.clear()
             self._differentiated.clear()
         self._any_backward = False
         self.end_step()  # micro-batches that no optimizer step has followed yet were trained on all the same
