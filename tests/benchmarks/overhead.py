@@ -1,0 +1,319 @@
+"""What observing costs: the CPU time of a training step as a ratio to the bare loop's.
+
+    python tests/benchmarks/overhead.py --models letter-counting --ways trackmetrics
+
+All ways of observing run in one process on one thread, each with its own copy of the model, in blocks of some steps.
+Between any two blocks stands a block of the bare loop, and a block's ratio is taken to the two beside it; the median
+over the blocks is what is shown. So what else the machine does falls on both sides of a ratio. `bare again` is the bare
+loop with another copy of the model: how far its ratio is from 1 says how far the others can be trusted.
+
+Each block begins with steps that aren't timed. What a way does once (opening a run, its first step, closing an epoch) is
+outside of the timed steps; for trackmetrics it is shown below the table. While bare steps are timed, no run is open.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import math
+import platform
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from trackmetrics.demo import ALPHABET, CLASSES, LENGTH, Transformer, make_examples, stack
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+# What is trained
+
+
+class Encoder(nn.Module):
+    """torch's own Transformer encoder, labelling each letter: logits `[batch, length, classes]`."""
+
+    def __init__(self, width: int, layers: int) -> None:
+        super().__init__()
+        self.letters = nn.Embedding(len(ALPHABET), width)
+        self.positions = nn.Embedding(LENGTH, width)
+        layer = nn.TransformerEncoderLayer(width, 8, 4 * width, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, layers)
+        self.output = nn.Linear(width, CLASSES)
+
+    def forward(self, letters: torch.Tensor) -> torch.Tensor:
+        x = self.letters(letters) + self.positions(torch.arange(LENGTH))
+        return self.output(self.encoder(x))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training to measure: its model, the examples of a step, and how many steps a block has."""
+
+    make_model: Callable[[], nn.Module]
+    batch_size: int
+    warm_up: int
+    steps: int
+
+    def describe(self) -> str:
+        tensors = [parameter.numel() for parameter in self.make_model().parameters()]
+        count = sum(tensors)
+        size = f"{count / 1e6:.1f} million" if count >= 1e6 else f"{count / 1e3:.0f} thousand"
+        return (
+            f"{size} parameters in {len(tensors)} tensors, {self.batch_size} x {LENGTH} letters a step, "
+            f"blocks of {self.steps} steps"
+        )
+
+
+CASES = {
+    "letter-counting": Case(lambda: Transformer(len(ALPHABET), LENGTH, 64, 32, 2, CLASSES), 1, 8, 64),
+    "width-128": Case(lambda: Encoder(128, 4), 16, 2, 16),
+    "width-512": Case(lambda: Encoder(512, 6), 8, 1, 3),
+}
+
+
+class Training:
+    """One way's own copy of the training. `loss` gives a step's loss, and its outputs `[n, classes]` and targets."""
+
+    def __init__(self, case: Case) -> None:
+        torch.manual_seed(0)
+        self.model = case.make_model()
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
+        examples, _ = make_examples(256, 1)
+        self._batches = itertools.cycle(
+            stack(examples[start : start + case.batch_size]) for start in range(0, len(examples), case.batch_size)
+        )
+
+    def batches(self, count: int) -> list[Batch]:
+        """The next batches."""
+        return list(itertools.islice(self._batches, count))
+
+    def loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        result = self.model(inputs)
+        targets = targets.flatten()
+        if isinstance(result, tuple):  # the demo's own: log-probabilities, and attention maps
+            output = result[0].flatten(0, 1)
+            return F.nll_loss(output, targets), output, targets
+        output = result.flatten(0, 1)
+        return F.cross_entropy(output, targets), output, targets
+
+
+# The ways
+
+
+class Way:
+    """A way to observe a training; this one observes nothing. Raises `ImportError` where its library isn't there."""
+
+    def __init__(self, training: Training, folder: Path) -> None:
+        self.training = training
+        self.folder = folder
+
+    def step(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        """One training step, observed."""
+        loss, _, _ = self.training.loss(inputs, targets)
+        self.training.optimizer.zero_grad()
+        loss.backward()
+        self.training.optimizer.step()
+
+    @contextlib.contextmanager
+    def observing(self) -> Iterator[None]:
+        """What is opened before a block's first step, and closed after its last."""
+        yield
+
+    def settle(self) -> None:
+        """What belongs to the timed steps, and is still to be done after the last of them."""
+
+    def time_block(self, warm_up: list[Batch], batches: list[Batch]) -> float:
+        """CPU seconds a step."""
+        with self.observing():
+            for inputs, targets in warm_up:
+                self.step(inputs, targets)
+            began = time.process_time()
+            for inputs, targets in batches:
+                self.step(inputs, targets)
+            self.settle()
+            return (time.process_time() - began) / len(batches)
+
+    def once(self) -> str:
+        """What the way costs beside its steps, in words."""
+        return ""
+
+
+class Least(Way):
+    """The straightforward least: one norm over all gradients; everything is summed on the device."""
+
+    def __init__(self, training: Training, folder: Path) -> None:
+        super().__init__(training, folder)
+        self.parameters = list(training.model.parameters())
+        self.loss_sum = self.right = self.norm_sum = torch.zeros(())
+        self.count = 0
+
+    def step(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        loss, output, targets = self.training.loss(inputs, targets)
+        self.training.optimizer.zero_grad()
+        loss.backward()
+        norms = torch._foreach_norm([parameter.grad for parameter in self.parameters if parameter.grad is not None])
+        self.norm_sum = self.norm_sum + torch.linalg.vector_norm(torch.stack(norms))
+        self.loss_sum = self.loss_sum + loss.detach()
+        self.right = self.right + (output.detach().argmax(-1) == targets).sum()
+        self.count += targets.numel()
+        self.training.optimizer.step()
+
+
+class ByHand(Way):
+    """As it is often written: `.item()` at each step, and for each parameter's norm."""
+
+    def __init__(self, training: Training, folder: Path) -> None:
+        super().__init__(training, folder)
+        self.loss_sum = self.norm_sum = 0.0
+        self.right = self.count = 0
+
+    def step(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        loss, output, targets = self.training.loss(inputs, targets)
+        self.training.optimizer.zero_grad()
+        loss.backward()
+        squares = 0.0
+        for parameter in self.training.model.parameters():
+            if parameter.grad is not None:
+                squares += parameter.grad.norm().item() ** 2
+        self.norm_sum += math.sqrt(squares)
+        self.loss_sum += loss.item()
+        self.right += int((output.argmax(-1) == targets).sum().item())
+        self.count += targets.numel()
+        self.training.optimizer.step()
+
+
+@dataclass
+class Once:
+    """What one block's run cost beside its timed steps, CPU seconds."""
+
+    opening: list[float] = field(default_factory=list)
+    epoch_end: list[float] = field(default_factory=list)
+    closing: list[float] = field(default_factory=list)
+
+
+class Trackmetrics(Way):
+    """A run with one epoch a block. It has no dev set in reach: evaluation isn't part of a step."""
+
+    def __init__(self, training: Training, folder: Path) -> None:
+        super().__init__(training, folder)
+        self.spent = Once()
+
+    @contextlib.contextmanager
+    def observing(self) -> Iterator[None]:
+        from trackmetrics import Tracker, TrackmetricsWarning
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TrackmetricsWarning)  # nothing was found to evaluate on
+            began = time.process_time()
+            run = Tracker("overhead", output_dir=self.folder, progress=False, final_train_accuracy=False)
+            with run:
+                with run.epoch():
+                    self.spent.opening.append(time.process_time() - began)
+                    yield
+                    began = time.process_time()
+                self.spent.epoch_end.append(time.process_time() - began)
+                began = time.process_time()
+            self.spent.closing.append(time.process_time() - began)
+        (epoch,) = run.record.epochs
+        if None in (epoch.train_loss, epoch.train_accuracy, epoch.gradient_norm):
+            raise RuntimeError(f"nothing was measured, so its cost means nothing: {epoch}")
+
+    def once(self) -> str:
+        medians = {name: 1000 * statistics.median(getattr(self.spent, name)) for name in vars(self.spent)}
+        return (
+            f"trackmetrics beside the steps: {medians['opening']:.1f} ms to open a run, {medians['epoch_end']:.1f} ms "
+            f"at an epoch's end without evaluation, {medians['closing']:.1f} ms to close the run"
+        )
+
+
+WAYS: dict[str, type[Way]] = {
+    "bare again": Way,
+    "least": Least,
+    "by hand": ByHand,
+    "trackmetrics": Trackmetrics,
+}
+
+
+# The measurement
+
+
+def measure(case: Case, ways: list[str], blocks: int, folder: Path) -> tuple[float, dict[str, list[float]], list[str]]:
+    """Give the bare loop's CPU seconds a step, each way's ratios to it, and what is to be said beside them."""
+    bare = Way(Training(case), folder)
+    notes = []
+    chosen: dict[str, Way] = {}
+    for name in ways:
+        try:
+            chosen[name] = WAYS[name](Training(case), folder)
+        except ImportError as error:
+            notes.append(f"{name} is left out: {error}")
+
+    def time_block(way: Way) -> float:
+        return way.time_block(way.training.batches(case.warm_up), way.training.batches(case.steps))
+
+    for way in (bare, *chosen.values()):  # memory and libraries that are loaded at first use
+        time_block(way)
+    ratios: dict[str, list[float]] = {name: [] for name in chosen}
+    bares = [time_block(bare)]
+    for _ in range(blocks):
+        for name, way in chosen.items():
+            seconds = time_block(way)
+            bares.append(time_block(bare))
+            ratios[name].append(2 * seconds / (bares[-2] + bares[-1]))
+    notes += [way.once() for way in chosen.values() if way.once()]
+    return statistics.median(bares), ratios, notes
+
+
+def describe_machine() -> str:
+    """Processor, system, Python and torch."""
+    processor = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                processor = line.partition(":")[2].strip()
+                break
+    return f"{processor}, {platform.system()}, Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def table(seconds: float, ratios: dict[str, list[float]]) -> str:
+    """The ratios' medians and middle halves, and what the median makes of a step."""
+    lines = ["| way | ratio to bare | middle half | more a step |", "| --- | --- | --- | --- |"]
+    for name, values in ratios.items():
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+        more = (median - 1) * seconds * 1e6
+        lines.append(f"| {name} | {median:.3f} | {low:.3f} to {high:.3f} | {more:.0f} µs |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure what the command line names, and print a table a model."""
+    parser = argparse.ArgumentParser(
+        description="CPU time of a training step, observed in several ways, as a ratio to the bare loop."
+    )
+    parser.add_argument("--models", nargs="+", choices=CASES, default=list(CASES), metavar="MODEL")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY")
+    parser.add_argument("--blocks", type=int, default=60, help="timed blocks of each way (default 60)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print(describe_machine(), flush=True)
+    for name in arguments.models:
+        case = CASES[name]
+        with tempfile.TemporaryDirectory() as folder:
+            seconds, ratios, notes = measure(case, arguments.ways, arguments.blocks, Path(folder))
+        print(f"\n{name}: {case.describe()}; bare {seconds * 1e6:.0f} µs a step\n")
+        print(table(seconds, ratios))
+        for note in notes:
+            print(f"\n{note}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
