@@ -3,9 +3,10 @@
     python tests/benchmarks/overhead.py --models letter-counting --ways trackmetrics
 
 All ways of observing run in one process on one thread, each with its own copy of the model, in blocks of some steps.
-Between any two blocks stands a block of the bare loop, and a block's ratio is taken to the two beside it; the median
-over the blocks is what is shown. So what else the machine does falls on both sides of a ratio. `bare again` is the bare
-loop with another copy of the model: how far its ratio is from 1 says how far the others can be trusted.
+Between any two blocks stands a block of the bare loop, and each block is divided by the bare one before it and by the
+one after it; the median of all these ratios is what is shown. So what else the machine does falls on both sides of a
+ratio. `bare again` is the bare loop with another copy of the model: how far its ratio is from 1 says how far the others
+can be trusted.
 
 Each block begins with steps that aren't timed. What a way does once (opening a run, its first step, closing an epoch) is
 outside of the timed steps; for trackmetrics it is shown below the table. While bare steps are timed, no run is open.
@@ -268,7 +269,7 @@ def measure(case: Case, ways: list[str], blocks: int, folder: Path) -> tuple[flo
         for name, way in chosen.items():
             seconds = time_block(way)
             bares.append(time_block(bare))
-            ratios[name].append(2 * seconds / (bares[-2] + bares[-1]))
+            ratios[name] += [seconds / bares[-2], seconds / bares[-1]]
     notes += [way.once() for way in chosen.values() if way.once()]
     return statistics.median(bares), ratios, notes
 
@@ -288,7 +289,7 @@ def table(seconds: float, ratios: dict[str, list[float]]) -> str:
     """The ratios' medians and middle halves, and what the median makes of a step."""
     lines = ["| way | ratio to bare | middle half | more a step |", "| --- | --- | --- | --- |"]
     for name, values in ratios.items():
-        low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
         more = (median - 1) * seconds * 1e6
         lines.append(f"| {name} | {median:.3f} | {low:.3f} to {high:.3f} | {more:.0f} µs |")
     return "\n".join(lines)
