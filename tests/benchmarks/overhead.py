@@ -8,8 +8,9 @@ one after it; the median of all these ratios is what is shown. So what else the 
 ratio. `bare again` is the bare loop with another copy of the model: how far its ratio is from 1 says how far the others
 can be trusted.
 
-Each block begins with steps that aren't timed. What a way does once (opening a run, its first step, closing an epoch) is
-outside of the timed steps; for trackmetrics it is shown below the table. While bare steps are timed, no run is open.
+Each block begins with steps that aren't timed. What a way does once (opening a run, its first step, an epoch's end) is
+outside of the timed steps; for trackmetrics it is shown below the table. While bare steps are timed, none of its runs
+is open. Threads of this process count, other processes (Weights & Biases has one) don't.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import logging
 import math
 import platform
 import statistics
@@ -26,6 +28,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -147,6 +150,9 @@ class Way:
         """What the way costs beside its steps, in words."""
         return ""
 
+    def close(self) -> None:
+        """Let go of what was opened for all blocks."""
+
 
 class Least(Way):
     """The straightforward least: one norm over all gradients; everything is summed on the device."""
@@ -236,11 +242,137 @@ class Trackmetrics(Way):
         )
 
 
+class TensorBoard(Way):
+    """A `SummaryWriter` is given loss, accuracy and gradient norm at each step."""
+
+    def __init__(self, training: Training, folder: Path) -> None:
+        super().__init__(training, folder)
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder))
+        self.count = 0
+
+    def step(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        loss, output, targets = self.training.loss(inputs, targets)
+        self.training.optimizer.zero_grad()
+        loss.backward()
+        gradients = [parameter.grad for parameter in self.training.model.parameters() if parameter.grad is not None]
+        self.writer.add_scalar("train_loss", loss.item(), self.count)
+        self.writer.add_scalar("train_accuracy", (output.argmax(-1) == targets).float().mean().item(), self.count)
+        self.writer.add_scalar("gradient_norm", nn.utils.get_total_norm(gradients).item(), self.count)
+        self.count += 1
+        self.training.optimizer.step()
+
+    def settle(self) -> None:
+        self.writer.flush()  # its thread writes later otherwise, in somebody else's block
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class Lightning(Way):
+    """A `Trainer` of its own for each block: loss and accuracy are logged, and the total that its `grad_norm` gives.
+
+    Logging all that `grad_norm` gives, a norm for each parameter, would take several times as long.
+    """
+
+    def __init__(self, training: Training, folder: Path) -> None:
+        super().__init__(training, folder)
+        import lightning.pytorch
+        from lightning.pytorch.utilities import grad_norm
+
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+        class Module(lightning.pytorch.LightningModule):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__()
+                self.model = training.model
+
+            def training_step(self, batch: Batch, index: int) -> torch.Tensor:
+                loss, output, targets = training.loss(*batch)
+                self.log("train_loss", loss)
+                self.log("train_accuracy", (output.argmax(-1) == targets).float().mean())
+                return loss
+
+            def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+                self.log("gradient_norm", grad_norm(self, norm_type=2)["grad_2.0_norm_total"])
+
+            def configure_optimizers(self) -> torch.optim.Optimizer:
+                return training.optimizer
+
+        class Timer(lightning.pytorch.Callback):  # type: ignore[misc]
+            def __init__(self, warm_up: int) -> None:
+                self.warm_up = warm_up
+                self.began = self.ended = 0.0
+
+            def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+                self.ended = time.process_time()
+                if index + 1 == self.warm_up:
+                    self.began = self.ended
+
+        self.module = Module()
+        self.make_timer = Timer
+        self.lightning = lightning.pytorch
+
+    def time_block(self, warm_up: list[Batch], batches: list[Batch]) -> float:
+        timer = self.make_timer(len(warm_up))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it has no workers, and that there are few batches
+            trainer = self.lightning.Trainer(
+                accelerator="cpu",
+                max_epochs=1,
+                logger=self.lightning.loggers.CSVLogger(self.folder),
+                callbacks=[timer],
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                enable_checkpointing=False,
+            )
+            loader = torch.utils.data.DataLoader([*warm_up, *batches], batch_size=None)  # type: ignore[arg-type]
+            trainer.fit(self.module, loader)
+        return (timer.ended - timer.began) / len(batches)
+
+
+class WandbWatch(Way):
+    """An offline run of Weights & Biases that watches the gradients, as rarely as it does by default."""
+
+    every: int | None = None
+
+    def __init__(self, training: Training, folder: Path) -> None:
+        super().__init__(training, folder)
+        import wandb
+
+        self.run = wandb.run or wandb.init(
+            mode="offline", dir=str(folder), settings=wandb.Settings(silent=True, console="off")
+        )
+        self.run.watch(training.model, log="gradients", **({} if self.every is None else {"log_freq": self.every}))
+
+    def step(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        loss, output, targets = self.training.loss(inputs, targets)
+        self.training.optimizer.zero_grad()
+        loss.backward()
+        self.training.optimizer.step()
+        accuracy = (output.argmax(-1) == targets).float().mean().item()
+        self.run.log({"train_loss": loss.item(), "train_accuracy": accuracy})
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class WandbWatchEachStep(WandbWatch):
+    """The same, with gradients looked at in each step: what it takes to have a figure of each."""
+
+    every = 1
+
+
 WAYS: dict[str, type[Way]] = {
     "bare again": Way,
     "least": Least,
     "by hand": ByHand,
     "trackmetrics": Trackmetrics,
+    "TensorBoard": TensorBoard,
+    "Lightning": Lightning,
+    "wandb watch": WandbWatch,
+    "wandb watch each step": WandbWatchEachStep,
 }
 
 
@@ -270,6 +402,8 @@ def measure(case: Case, ways: list[str], blocks: int, folder: Path) -> tuple[flo
             seconds = time_block(way)
             bares.append(time_block(bare))
             ratios[name] += [seconds / bares[-2], seconds / bares[-1]]
+    for way in chosen.values():
+        way.close()
     notes += [way.once() for way in chosen.values() if way.once()]
     return statistics.median(bares), ratios, notes
 
