@@ -33,6 +33,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader
 
 from trackmetrics.demo import ALPHABET, CLASSES, LENGTH, Transformer, make_examples, stack
 
@@ -55,7 +56,8 @@ class Encoder(nn.Module):
 
     def forward(self, letters: torch.Tensor) -> torch.Tensor:
         x = self.letters(letters) + self.positions(torch.arange(LENGTH))
-        return self.output(self.encoder(x))
+        logits: torch.Tensor = self.output(self.encoder(x))
+        return logits
 
 
 @dataclass(frozen=True)
@@ -327,8 +329,7 @@ class Lightning(Way):
                 enable_model_summary=False,
                 enable_checkpointing=False,
             )
-            loader = torch.utils.data.DataLoader([*warm_up, *batches], batch_size=None)  # type: ignore[arg-type]
-            trainer.fit(self.module, loader)
+            trainer.fit(self.module, DataLoader([*warm_up, *batches], batch_size=None))  # type: ignore[arg-type]
         return (timer.ended - timer.began) / len(batches)
 
 
