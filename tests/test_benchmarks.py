@@ -1,5 +1,6 @@
 """The benchmarks run, and print their tables. What they measure is read by people: no figure is asserted here."""
 
+import dataclasses
 import importlib.util
 import os
 import re
@@ -31,6 +32,15 @@ def rows(text):
     }
 
 
+def loaded_overhead(monkeypatch):
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("overhead", BENCHMARKS / "overhead.py")
+    overhead = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "overhead", overhead)
+    spec.loader.exec_module(overhead)
+    return overhead
+
+
 def test_the_overhead_is_measured_and_printed(tmp_path):
     """Each way has its row; one whose library can't be imported is left out, and that is said."""
     (tmp_path / "wandb.py").write_text("raise ImportError('there is no wandb here')")
@@ -49,16 +59,32 @@ def test_the_overhead_is_measured_and_printed(tmp_path):
 
 def test_a_way_that_measures_nothing_has_no_figure(tmp_path, monkeypatch):
     """With tracking turned off the benchmark raises; it doesn't say that tracking is for free."""
-    spec = importlib.util.spec_from_file_location("overhead", BENCHMARKS / "overhead.py")
-    overhead = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "overhead", overhead)
-    spec.loader.exec_module(overhead)
-    training = overhead.Training(overhead.CASES["letter-counting"])
-    way = overhead.Trackmetrics(training, tmp_path)
-    assert way.time_block(training.batches(1), training.batches(1)) > 0
+    overhead = loaded_overhead(monkeypatch)
+    case = dataclasses.replace(overhead.CASES["letter-counting"], warm_up=1, steps=2, few=1)
+    measurement = overhead.Measurement(case, ["trackmetrics"], tmp_path)
+    monkeypatch.setattr(overhead.Trackmetrics, "notes", lambda way: [])
+    measurement.run(1)
+    assert measurement.ratios["trackmetrics"][0] > 0
     monkeypatch.setenv("TRACKMETRICS_DISABLED", "1")
     with pytest.raises(RuntimeError):
-        way.time_block(training.batches(1), training.batches(1))
+        measurement.run(1)
+
+
+def test_a_bare_step_is_not_observed(tmp_path, monkeypatch):
+    """The benchmark holds that a run has seen its own steps and no bare one: it raises where bare steps are seen."""
+    overhead = loaded_overhead(monkeypatch)
+    case = dataclasses.replace(overhead.CASES["letter-counting"], warm_up=1, steps=2, few=1)
+    measurement = overhead.Measurement(case, ["trackmetrics"], tmp_path)
+    monkeypatch.setattr(overhead.contextvars, "copy_context", lambda: Inside())
+    with pytest.raises(RuntimeError, match="5 of 3 steps were observed"):
+        measurement.run(1)
+
+
+class Inside:
+    """Takes a context's place, and runs in the run's own."""
+
+    def run(self, function):
+        return function()
 
 
 def test_the_import_time_is_measured_and_printed():

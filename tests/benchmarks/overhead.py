@@ -2,21 +2,24 @@
 
     python tests/benchmarks/overhead.py --models letter-counting --ways trackmetrics
 
-All ways of observing run in one process on one thread, each with its own copy of the model, in blocks of some steps.
-Between any two blocks stands a block of the bare loop, and each block is divided by the bare one before it and by the
-one after it; the median of all these ratios is what is shown. So what else the machine does falls on both sides of a
-ratio. `bare again` is the bare loop with another copy of the model: how far its ratio is from 1 says how far the others
-can be trusted.
+All ways of observing run in one process on one thread, each with its own copy of the model. A way's block of steps is
+interleaved with steps of the bare loop, a few of each in turn, so that what else the machine does falls on both; the
+block's ratio is the CPU time of the one over that of the other, and the median over the blocks is what is shown.
+`bare again` is the bare loop with another copy of the model: how far its ratio is from 1 says how far the others can be
+trusted.
 
 Each block begins with steps that aren't timed. What a way does once (opening a run, its first step, an epoch's end) is
-outside of the timed steps; for trackmetrics it is shown below the table. While bare steps are timed, none of its runs
-is open. Threads of this process count, other processes (Weights & Biases has one) don't.
+outside of the timed steps; for trackmetrics it is shown below the table. Its bare steps run in another context, outside
+of its run, and are not observed; but what it wraps is wrapped for the whole process, and passing through costs them a
+little. That is measured too, with a step that takes next to no time, and shown. Threads of this process count, other
+processes (Weights & Biases has one) don't.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import contextvars
 import itertools
 import logging
 import math
@@ -62,12 +65,17 @@ class Encoder(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """A training to measure: its model, the examples of a step, and how many steps a block has."""
+    """A training to measure.
+
+    `few` steps of a way and of the bare loop take turns in a block of `steps`, after `warm_up` of the way alone. Where
+    steps are short, a block is long enough for work that a way puts off and does some tens of steps at a time.
+    """
 
     make_model: Callable[[], nn.Module]
     batch_size: int
     warm_up: int
     steps: int
+    few: int
 
     def describe(self) -> str:
         tensors = [parameter.numel() for parameter in self.make_model().parameters()]
@@ -75,14 +83,14 @@ class Case:
         size = f"{count / 1e6:.1f} million" if count >= 1e6 else f"{count / 1e3:.0f} thousand"
         return (
             f"{size} parameters in {len(tensors)} tensors, {self.batch_size} x {LENGTH} letters a step, "
-            f"blocks of {self.steps} steps"
+            f"blocks of {self.steps} steps, {self.few} at a time"
         )
 
 
 CASES = {
-    "letter-counting": Case(lambda: Transformer(len(ALPHABET), LENGTH, 64, 32, 2, CLASSES), 1, 8, 64),
-    "width-128": Case(lambda: Encoder(128, 4), 16, 2, 16),
-    "width-512": Case(lambda: Encoder(512, 6), 8, 1, 3),
+    "letter-counting": Case(lambda: Transformer(len(ALPHABET), LENGTH, 64, 32, 2, CLASSES), 1, 8, 64, 4),
+    "width-128": Case(lambda: Encoder(128, 4), 16, 2, 16, 1),
+    "width-512": Case(lambda: Encoder(512, 6), 8, 1, 3, 1),
 }
 
 
@@ -134,23 +142,23 @@ class Way:
         """What is opened before a block's first step, and closed after its last."""
         yield
 
-    def settle(self) -> None:
-        """What belongs to the timed steps, and is still to be done after the last of them."""
-
-    def time_block(self, warm_up: list[Batch], batches: list[Batch]) -> float:
-        """CPU seconds a step."""
+    def time_block(self, warm_up: list[Batch], batches: list[Batch], few: int, between: Callable[[], None]) -> float:
+        """CPU seconds of the steps with `batches`; `between` is called after each `few` of them, and isn't timed."""
+        seconds = 0.0
         with self.observing():
             for inputs, targets in warm_up:
                 self.step(inputs, targets)
-            began = time.process_time()
-            for inputs, targets in batches:
-                self.step(inputs, targets)
-            self.settle()
-            return (time.process_time() - began) / len(batches)
+            for start in range(0, len(batches), few):
+                began = time.process_time()
+                for inputs, targets in batches[start : start + few]:
+                    self.step(inputs, targets)
+                seconds += time.process_time() - began
+                between()
+        return seconds
 
-    def once(self) -> str:
-        """What the way costs beside its steps, in words."""
-        return ""
+    def notes(self) -> list[str]:
+        """What is to be said beside the way's figure."""
+        return []
 
     def close(self) -> None:
         """Let go of what was opened for all blocks."""
@@ -215,33 +223,72 @@ class Trackmetrics(Way):
     def __init__(self, training: Training, folder: Path) -> None:
         super().__init__(training, folder)
         self.spent = Once()
+        self.steps = 0
+
+    def step(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        super().step(inputs, targets)
+        self.steps += 1
 
     @contextlib.contextmanager
     def observing(self) -> Iterator[None]:
+        self.steps = 0
+        began = time.process_time()
+        with self._tracker() as run:
+            with run.epoch():
+                self.spent.opening.append(time.process_time() - began)
+                yield
+                began = time.process_time()
+            self.spent.epoch_end.append(time.process_time() - began)
+            began = time.process_time()
+        self.spent.closing.append(time.process_time() - began)
+        (epoch,) = run.record.epochs
+        steps = (run.record.extensions or {})["gradient_norm"]["steps"]
+        if steps != self.steps or None in (epoch.train_loss, epoch.train_accuracy, epoch.gradient_norm):
+            raise RuntimeError(f"{steps} of {self.steps} steps were observed, so the cost means nothing: {epoch}")
+
+    @contextlib.contextmanager
+    def _tracker(self) -> Iterator[Any]:
         from trackmetrics import Tracker, TrackmetricsWarning
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TrackmetricsWarning)  # nothing was found to evaluate on
-            began = time.process_time()
-            run = Tracker("overhead", output_dir=self.folder, progress=False, final_train_accuracy=False)
-            with run:
-                with run.epoch():
-                    self.spent.opening.append(time.process_time() - began)
-                    yield
-                    began = time.process_time()
-                self.spent.epoch_end.append(time.process_time() - began)
-                began = time.process_time()
-            self.spent.closing.append(time.process_time() - began)
-        (epoch,) = run.record.epochs
-        if None in (epoch.train_loss, epoch.train_accuracy, epoch.gradient_norm):
-            raise RuntimeError(f"nothing was measured, so its cost means nothing: {epoch}")
+            with Tracker("overhead", output_dir=self.folder, progress=False, final_train_accuracy=False) as run:
+                yield run
 
-    def once(self) -> str:
+    def notes(self) -> list[str]:
         medians = {name: 1000 * statistics.median(getattr(self.spent, name)) for name in vars(self.spent)}
-        return (
+        return [
             f"trackmetrics beside the steps: {medians['opening']:.1f} ms to open a run, {medians['epoch_end']:.1f} ms "
-            f"at an epoch's end without evaluation, {medians['closing']:.1f} ms to close the run"
-        )
+            f"at an epoch's end without evaluation, {medians['closing']:.1f} ms to close the run",
+            f"a bare step beside an open run takes {1e6 * self._passing_through():.1f} µs more than with none; "
+            "the ratio leaves that out",
+        ]
+
+    def _passing_through(self) -> float:
+        """CPU seconds that a step in another context takes more while a run is open."""
+        weight = torch.zeros(1, 2, requires_grad=True)
+        target = torch.zeros(1, dtype=torch.long)
+        optimizer = torch.optim.SGD([weight], lr=0.0)
+
+        def steps(count: int) -> float:
+            began = time.process_time()
+            for _ in range(count):
+                optimizer.zero_grad()
+                F.nll_loss(weight, target).backward()
+                optimizer.step()
+            return (time.process_time() - began) / count
+
+        def step_seconds() -> float:
+            steps(50)
+            return steps(200)
+
+        outside = contextvars.copy_context()
+        more = []
+        for _ in range(21):
+            without = step_seconds()
+            with self._tracker() as run, run.epoch():
+                more.append(outside.run(step_seconds) - without)
+        return statistics.median(more)
 
 
 class TensorBoard(Way):
@@ -264,9 +311,6 @@ class TensorBoard(Way):
         self.writer.add_scalar("gradient_norm", nn.utils.get_total_norm(gradients).item(), self.count)
         self.count += 1
         self.training.optimizer.step()
-
-    def settle(self) -> None:
-        self.writer.flush()  # its thread writes later otherwise, in somebody else's block
 
     def close(self) -> None:
         self.writer.close()
@@ -303,21 +347,28 @@ class Lightning(Way):
                 return training.optimizer
 
         class Timer(lightning.pytorch.Callback):  # type: ignore[misc]
-            def __init__(self, warm_up: int) -> None:
+            """Stops the clock after each `few` steps that come after the warm-up, for as long as `between` takes."""
+
+            def __init__(self, warm_up: int, few: int, between: Callable[[], None]) -> None:
                 self.warm_up = warm_up
-                self.began = self.ended = 0.0
+                self.few = few
+                self.between = between
+                self.seconds = self.began = 0.0
 
             def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
-                self.ended = time.process_time()
-                if index + 1 == self.warm_up:
-                    self.began = self.ended
+                timed = index + 1 - self.warm_up
+                if timed >= 0 and timed % self.few == 0:
+                    if timed:
+                        self.seconds += time.process_time() - self.began
+                        self.between()
+                    self.began = time.process_time()
 
         self.module = Module()
         self.make_timer = Timer
         self.lightning = lightning.pytorch
 
-    def time_block(self, warm_up: list[Batch], batches: list[Batch]) -> float:
-        timer = self.make_timer(len(warm_up))
+    def time_block(self, warm_up: list[Batch], batches: list[Batch], few: int, between: Callable[[], None]) -> float:
+        timer = self.make_timer(len(warm_up), few, between)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it has no workers, and that there are few batches
             trainer = self.lightning.Trainer(
@@ -330,7 +381,7 @@ class Lightning(Way):
                 enable_checkpointing=False,
             )
             trainer.fit(self.module, DataLoader([*warm_up, *batches], batch_size=None))  # type: ignore[arg-type]
-        return (timer.ended - timer.began) / len(batches)
+        return timer.seconds
 
 
 class WandbWatch(Way):
@@ -380,33 +431,55 @@ WAYS: dict[str, type[Way]] = {
 # The measurement
 
 
-def measure(case: Case, ways: list[str], blocks: int, folder: Path) -> tuple[float, dict[str, list[float]], list[str]]:
-    """Give the bare loop's CPU seconds a step, each way's ratios to it, and what is to be said beside them."""
-    bare = Way(Training(case), folder)
-    notes = []
-    chosen: dict[str, Way] = {}
-    for name in ways:
-        try:
-            chosen[name] = WAYS[name](Training(case), folder)
-        except ImportError as error:
-            notes.append(f"{name} is left out: {error}")
+class Measurement:
+    """Blocks of several ways to observe one case, each interleaved with the bare loop."""
 
-    def time_block(way: Way) -> float:
-        return way.time_block(way.training.batches(case.warm_up), way.training.batches(case.steps))
+    def __init__(self, case: Case, ways: list[str], folder: Path) -> None:
+        self.case = case
+        self.ways: dict[str, Way] = {}
+        self.notes: list[str] = []
+        self.bare = Way(Training(case), folder)
+        self.bare_seconds: list[float] = []  # a step's, one for each block
+        self.ratios: dict[str, list[float]] = {}
+        for name in ways:
+            try:
+                self.ways[name] = WAYS[name](Training(case), folder)
+            except ImportError as error:
+                self.notes.append(f"{name} is left out: {error}")
 
-    for way in (bare, *chosen.values()):  # memory and libraries that are loaded at first use
-        time_block(way)
-    ratios: dict[str, list[float]] = {name: [] for name in chosen}
-    bares = [time_block(bare)]
-    for _ in range(blocks):
-        for name, way in chosen.items():
-            seconds = time_block(way)
-            bares.append(time_block(bare))
-            ratios[name] += [seconds / bares[-2], seconds / bares[-1]]
-    for way in chosen.values():
-        way.close()
-    notes += [way.once() for way in chosen.values() if way.once()]
-    return statistics.median(bares), ratios, notes
+    def run(self, blocks: int) -> None:
+        """Measure each way in turn, `blocks` times."""
+        for way in self.ways.values():
+            self._time_block(way)  # memory and libraries that are loaded at first use
+        self.ratios = {name: [] for name in self.ways}
+        for _ in range(blocks):
+            for name, way in self.ways.items():
+                seconds, bare = self._time_block(way)
+                self.ratios[name].append(seconds / bare)
+                self.bare_seconds.append(bare / self.case.steps)
+        for way in self.ways.values():
+            way.close()
+            self.notes += way.notes()
+
+    def _time_block(self, way: Way) -> tuple[float, float]:
+        """CPU seconds of a block's steps, observed and bare."""
+        case, bare = self.case, self.bare
+        outside = contextvars.copy_context()  # as it is before the way opens anything
+        seconds = 0.0
+
+        def bare_steps() -> None:
+            nonlocal seconds
+            batches = bare.training.batches(case.few)
+            began = time.process_time()
+            for inputs, targets in batches:
+                bare.step(inputs, targets)
+            seconds += time.process_time() - began
+
+        batches = way.training.batches(case.warm_up + case.steps)
+        observed = way.time_block(
+            batches[: case.warm_up], batches[case.warm_up :], case.few, lambda: outside.run(bare_steps)
+        )
+        return observed, seconds
 
 
 def describe_machine() -> str:
@@ -424,7 +497,7 @@ def table(seconds: float, ratios: dict[str, list[float]]) -> str:
     """The ratios' medians and middle halves, and what the median makes of a step."""
     lines = ["| way | ratio to bare | middle half | more a step |", "| --- | --- | --- | --- |"]
     for name, values in ratios.items():
-        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
         more = (median - 1) * seconds * 1e6
         lines.append(f"| {name} | {median:.3f} | {low:.3f} to {high:.3f} | {more:.0f} µs |")
     return "\n".join(lines)
@@ -444,10 +517,12 @@ def main() -> None:
     for name in arguments.models:
         case = CASES[name]
         with tempfile.TemporaryDirectory() as folder:
-            seconds, ratios, notes = measure(case, arguments.ways, arguments.blocks, Path(folder))
+            measurement = Measurement(case, arguments.ways, Path(folder))
+            measurement.run(arguments.blocks)
+        seconds = statistics.median(measurement.bare_seconds)
         print(f"\n{name}: {case.describe()}; bare {seconds * 1e6:.0f} µs a step\n")
-        print(table(seconds, ratios))
-        for note in notes:
+        print(table(seconds, measurement.ratios))
+        for note in measurement.notes:
             print(f"\n{note}", flush=True)
 
 
