@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from .errors import ArgumentError, RunStateError
 from .options import Options, OptionValues, make_options
-from .record import RunRecord
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
     from .engine import Engine
     from .instruments.said_values import SaidValues
+    from .record import RunRecord
 
 _Result = TypeVar("_Result")
 
