@@ -1,5 +1,6 @@
 """What every test gets: a folder of its own, a clock that is set by hand, and a look at what is left behind."""
 
+import gc
 import random
 import threading
 from datetime import datetime, timezone
@@ -14,6 +15,17 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 from trackmetrics.engine import Clock, Engine
 from trackmetrics.instruments import events
 from trackmetrics.instruments.criteria import CRITERIA
+
+for helper in ("oracle", "metrics_by_hand"):
+    pytest.register_assert_rewrite(helper)  # so that what they assert is shown with its values
+
+
+def pytest_collection_finish():
+    """Set apart what was imported: a run looks for optimizers among all that the garbage collector knows."""
+    import torch._dynamo  # noqa: F401  an optimizer's first step would load it
+
+    gc.collect()
+    gc.freeze()
 
 
 def _process_wide_state():
