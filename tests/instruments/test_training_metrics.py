@@ -144,9 +144,6 @@ def penalty(scores, inputs):
     return 0.1 * F.mse_loss(scores.sum(0), torch.zeros(CLASSES)) + 0.1 * F.l1_loss(scores.mean(), torch.zeros(()))
 
 
-# product fault: with a class loss first and a penalty after it, the step is weighed by the penalty's elements, the
-# same for each batch: of the calls that a backward reached, the one reached first is asked, and that is the last made
-# (training_metrics._add_loss: `firsts`). What is right either way are the targets of the one that is judged.
 @pytest.mark.parametrize("order", [1, -1], ids=["class loss first", "class loss last"])
 @pytest.mark.parametrize("beside", [regression, distillation, penalty])
 def test_a_class_loss_beside_another_keeps_its_accuracy_and_its_weight(beside, order):
@@ -336,9 +333,6 @@ def test_two_forwards_in_a_step_both_count():
     assert_style((linear(), train))
 
 
-# product fault: the second backward reached no criterion and has no scalar, and the step's loss is null with
-# "several losses were differentiated together" (training_metrics._add_loss). Just one criterion call fed a backward,
-# so its value is the step's; accuracy and norm are right already.
 def test_a_forward_in_two_pieces_counts_the_one_call_there_is():
     """Gradients cached between two pieces of a model and handed on by a backward of their own add nothing."""
 
@@ -442,8 +436,6 @@ def test_gradients_from_autograd_grad_have_their_criterion_observed(stepped_by):
     assert_style(by_autograd_grad(stepped_by))
 
 
-# product fault: the norm's reason is "no backward was seen in the epoch", as if nothing had been trained
-# (assessment._say_what_is_missing); right is what is missing: no optimizer applied what `torch.autograd.grad` gave.
 def test_gradients_that_only_the_loop_ever_sees_have_no_norm_and_that_is_said():
     """Neither a backward nor an optimizer touches them: null, no step counted, and the reason names the way out."""
     tracked = run_tracked(by_autograd_grad("hand"))

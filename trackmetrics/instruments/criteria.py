@@ -17,7 +17,8 @@ class Criterion:
     """One loss function at its lowest level.
 
     `kind` says what a target is: `classes` (an index, predicted by the largest score), `binary` (0 or 1, predicted
-    by a threshold, element by element), `elements` (a number; no accuracy), `rows` (a distribution; no accuracy).
+    by a threshold, element by element), `elements` (a number; no accuracy), `rows` (all that a row holds; no
+    accuracy), where `rows` says along which dimension of the input these lie.
     `positions` gives the place of each of its arguments.
 
     A value is a mean over the targets; only `kl_div`'s `mean`, which is one over the elements of its distributions,
@@ -30,6 +31,7 @@ class Criterion:
     kind: str
     positions: tuple[str, ...]
     threshold: float = 0.0
+    rows: int = 0
 
     def bound(self, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> tuple[Any, ...]:
         """The arguments of a call in the order of `positions`; one that wasn't given is None."""
@@ -65,6 +67,27 @@ CRITERIA = (
         ("input", "target", "margin", "reduction"),
     ),
     Criterion("kl_div", "kl_div", torch, "rows", ("input", "target", "reduction")),
+    Criterion(
+        "multi_margin_loss", "multi_margin_loss", _nn, "rows",
+        ("input", "target", "p", "margin", "weight", "reduction"),
+    ),
+    Criterion("multilabel_margin_loss", "multilabel_margin_loss", _nn, "rows", ("input", "target", "reduction")),
+    Criterion(
+        "triplet_margin_loss", "triplet_margin_loss", torch, "rows",
+        ("anchor", "positive", "negative", "margin", "p", "eps", "swap", "reduction"),
+    ),
+    Criterion(
+        "margin_ranking_loss", "margin_ranking_loss", torch, "rows",
+        ("input1", "input2", "target", "margin", "reduction"),
+    ),
+    Criterion(
+        "cosine_embedding_loss", "cosine_embedding_loss", torch, "rows",
+        ("input1", "input2", "target", "margin", "reduction"),
+    ),
+    Criterion(
+        "ctc_loss", "ctc_loss", torch, "rows",
+        ("log_probs", "targets", "input_lengths", "target_lengths", "blank", "reduction", "zero_infinity"), rows=1,
+    ),
 )  # fmt: skip
 
 
@@ -155,9 +178,10 @@ class Call:
         return self.criterion.kind in ("classes", "binary")
 
     @property
-    def small(self) -> bool:
-        """Whether output and target are few enough bytes to keep."""
-        return self.input.nbytes + self.target.nbytes <= _SMALL
+    def can_wait(self) -> bool:
+        """Whether output and target are few enough bytes to keep, and all that counting the call needs."""
+        weighted = self.reduction != "mean" and self.argument("weight") is not None
+        return not weighted and self.input.nbytes + self.target.nbytes <= _SMALL
 
     def overwritten(self) -> bool:
         """Whether output or target changed since the call: a buffer that the user fills again."""

@@ -47,13 +47,14 @@ class _Step:
     """A step in the making: what was read, and the parts of it that are applied.
 
     `whole` says that all of `read` is applied, `applied` names the parameters otherwise. `others` are norms of what
-    wasn't read then: gradients set by hand, those of the parameters in `late`, and gradients used up inside a backward.
+    wasn't read then: gradients set by hand, those of the parameters in `late`, and those `used_inside` a backward.
     """
 
     read: Gradients | None = None
     whole: bool = False
     applied: set[int] = field(default_factory=set)
     late: set[int] = field(default_factory=set)
+    used_inside: set[int] = field(default_factory=set)
     others: list[torch.Tensor] = field(default_factory=list)
     skipped: set[int] = field(default_factory=set)
     found_inf: torch.Tensor | None = None
@@ -90,6 +91,11 @@ class GradientNorm:
         """Whether a backward has brought gradients for the step in the making."""
         return self._step.read is not None
 
+    @property
+    def used_inside(self) -> set[int]:
+        """The parameters whose gradients an optimizer has used while the backward went on."""
+        return self._step.used_inside
+
     def measure(self, parameters: Sequence[torch.Tensor], scale: torch.Tensor | None = None) -> None:
         """Read the gradients of `parameters`, all that are trained, after a backward.
 
@@ -99,6 +105,7 @@ class GradientNorm:
 
     def measure_inside(self, optimizer: torch.optim.Optimizer, scale: torch.Tensor | None = None) -> None:
         """Read the gradients that `optimizer` is about to use while the backward goes on."""
+        self._step.used_inside.update(map(id, parameters_of(optimizer)))
         self._step.others += GradientReader().read(parameters_of(optimizer), scale).norms()
 
     def include(self, optimizer: torch.optim.Optimizer) -> None:

@@ -115,19 +115,22 @@ class Steps:
         scale, self._scale = self._scale, None
         counts = completed and (not self._closures or self._evaluations == 1)
         self._spare_metrics(self.metrics.backward_ended, roots, scale, counts)
-        if self._stepped_inside or not counts:
+        if not counts:
             self._spare_norm(self.parameters.forget_arrived)
-            if counts:
-                self._end()
-        else:
-            self._spare_norm(self._measure, roots, scale)
+            return
+        read = self._spare_norm(self._measure, roots, scale)
+        if self._stepped_inside and not read:
+            self._end()
 
-    def _measure(self, roots: tuple[Root, ...], scale: torch.Tensor | None) -> None:
-        """Read the gradients, if the backward brought any for what is trained."""
+    def _measure(self, roots: tuple[Root, ...], scale: torch.Tensor | None) -> bool:
+        """Read the gradients that the backward brought for what is trained and nobody has used yet."""
         trained = self.parameters.arrived(roots)
+        if self._stepped_inside:
+            trained = [item for item in trained if item.grad is not None and id(item) not in self.norm.used_inside]
         if trained:
             self.norm.measure(trained, scale)
             self._without_optimizer = not self.parameters.has_optimizer()
+        return bool(trained)
 
     # Optimizers
 
@@ -179,6 +182,7 @@ class Steps:
         """The gradient scaler is done; if no optimizer stepped meanwhile, it skipped the step."""
         if self._scaler_waits:
             self._scaler_waits = False
+            self.before_optimizer(optimizer)
             self._spare_norm(self.norm.skip, optimizer)
             self._stepped.add(id(optimizer))
 
@@ -186,7 +190,7 @@ class Steps:
 
     def end_open_step(self) -> None:
         """Close the step that was taken, if there is one."""
-        if self._stepped or self._without_optimizer:
+        if self._stepped or self._stepped_inside or self._without_optimizer:
             self._end()
 
     def _end(self) -> None:

@@ -18,13 +18,15 @@ class Tally(NamedTuple):
     """What some calls say, each: tensors of shape `[calls]` on their device.
 
     `values` are the losses a target, `targets` how many targets there are, `correct` how many of them were predicted
-    right, None where the kind has no accuracy, and `soft` how many are no classes, None where none can be.
+    right, None where the kind has no accuracy, and `soft` how many are no classes, None where none can be. `even`
+    says whether each target that counts has the same share in the loss; None where the criterion sees to that.
     """
 
     values: torch.Tensor
     targets: torch.Tensor
     correct: torch.Tensor | None
     soft: torch.Tensor | None
+    even: torch.Tensor | None
 
     def of(self, index: int) -> Tally:
         """What one of the calls says."""
@@ -52,21 +54,20 @@ def tally(calls: Sequence[Call]) -> Tally:
     counted = _counted(first, target)
     targets = numbers(lengths, first.result.device) if counted is None else _sums(counted, lengths)
     values = _values(calls, target, counted, targets)
+    even = _even(first, counted)
     if target is None:
-        return (
-            Tally(values, targets, torch.zeros_like(targets), targets)
-            if first.soft
-            else Tally(values, targets, None, None)
+        return Tally(
+            values, targets, torch.zeros_like(targets) if first.soft else None, targets if first.soft else None, even
         )
     right, soft = _judged(calls, target)
     correct = _sums(right if counted is None else right & counted, lengths)
-    return Tally(values, targets, correct, None if soft is None else _sums(soft, lengths))
+    return Tally(values, targets, correct, None if soft is None else _sums(soft, lengths), even)
 
 
 def _number_of_targets(call: Call) -> int:
     """How many targets a call has, before any is left out."""
     if call.criterion.kind == "rows":
-        return call.input.shape[0] if call.input.ndim else 1
+        return call.input.shape[call.criterion.rows] if call.input.ndim > call.criterion.rows else 1
     if call.criterion.kind == "classes":
         return call.input.numel() // max(1, call.classes)
     return call.input.numel()
@@ -81,6 +82,18 @@ def _counted(call: Call, target: torch.Tensor | None) -> torch.Tensor | None:
         entered = (call.factor != 0).reshape(-1)
         counted = entered if counted is None or counted.shape != entered.shape else counted & entered
     return counted
+
+
+def _even(call: Call, counted: torch.Tensor | None) -> torch.Tensor | None:
+    """Whether the targets of an unreduced call that count all got one gradient, as a mask gives them."""
+    if call.reduction != "none" or call.factor is None or counted is None:
+        return None
+    factor = call.factor.reshape(-1)
+    if factor.shape != counted.shape:
+        return None
+    least = torch.where(counted, factor, torch.inf).min()
+    most = torch.where(counted, factor, -torch.inf).max()
+    return (least >= most).reshape(1)
 
 
 def _values(

@@ -16,6 +16,7 @@ from .criteria import Call, Criterion, Made
 from .epoch_means import EpochMeans, settle
 from .pairing import Pairing
 from .reaching import ReachHooks, can_be_reached
+from .tally import Tally
 from .target_check import TargetCheck
 from .trained_parameters import Root
 
@@ -90,7 +91,7 @@ class TrainingMetrics:
         if not can_be_reached(result):
             return
         self._latest = Made.of(criterion, arguments, result)
-        if not self._plain:
+        if self._in_backward or not self._plain:
             self._follow_latest()
 
     def _follow_latest(self) -> None:
@@ -158,7 +159,7 @@ class TrainingMetrics:
         call.settled = True
         if call.overwritten():
             self.accuracy_fault = "the outputs or targets were overwritten before the backward ended"
-        if call.small:
+        if call.can_wait:
             call.keep()
         else:
             settle([call])
@@ -167,11 +168,11 @@ class TrainingMetrics:
         """Add the step's figures to the epoch's."""
         if self.reached:
             self._settle_differentiated()
-        backwards = self._backwards or self._differentiated
+        backwards = _that_tell(self._backwards or self._differentiated)
         self._backwards, self._differentiated = [], []
-        if len(backwards) == 1 and len(backwards[0].calls) == 1:  # one forward, one criterion, one backward
-            call = backwards[0].calls[0]
-            self._means.add(call, True, call.has_accuracy)
+        only = backwards[0].calls[0] if len(backwards) == 1 and len(backwards[0].calls) == 1 else None
+        if only is not None and only.factor is None:  # one forward, one reduced criterion, one backward
+            self._means.add(only, True, only.has_accuracy)
         elif backwards:
             losses, judged = self._add_loss(backwards), self._judged(backwards)
             for call in dict.fromkeys([*losses, *judged]):
@@ -180,18 +181,35 @@ class TrainingMetrics:
     def _add_loss(self, backwards: list[_Backward]) -> list[Call]:
         """Give the calls whose values are the step's loss; where it isn't theirs, add it here."""
         calls = list(dict.fromkeys(call for backward in backwards for call in backward.calls))
+        scalars = [_wide(backward.scalar) for backward in backwards if backward.scalar is not None]
+        complete = len(scalars) == len(backwards)
         if all(backward.joined for backward in backwards) and _alike(calls):
+            if complete and any(call.reduction == "none" for call in calls):
+                self._add_unreduced(calls, functools.reduce(torch.add, scalars))
+                return []
             return calls
-        scalars = [backward.scalar for backward in backwards if backward.scalar is not None]
-        if len(scalars) < len(backwards):
+        if not complete:
             self.loss_fault = "several losses were differentiated together, or one that is no scalar"
             return []
-        firsts = [_number_of_targets(backward.calls[0]) for backward in backwards if backward.calls]
-        value = functools.reduce(
-            torch.add, [scalar.double() if scalar.device.type == "cpu" else scalar.float() for scalar in scalars]
+        weights = [_targets(backward.chosen or backward.calls[-1]) for backward in backwards if backward.calls]
+        self._means.add_loss(
+            functools.reduce(torch.add, scalars), functools.reduce(torch.add, weights) if weights else 1
         )
-        self._means.add_loss(value, functools.reduce(torch.add, firsts) if firsts else 1)
         return []
+
+    def _add_unreduced(self, calls: list[Call], scalar: torch.Tensor) -> None:
+        """Add the mean over the targets, unless the loop weighs them by itself: then the loss is what it makes of them.
+
+        A mask gives each target that counts the same gradient; weights don't.
+        """
+        tallies = [_tallied(call) for call in calls]
+        targets = torch.cat([tallied.targets for tallied in tallies])
+        values = torch.cat([tallied.values for tallied in tallies])
+        mean = torch.where(targets > 0, _wide(values) * targets, 0).sum() / targets.sum()
+        for tallied in tallies:
+            if tallied.even is not None:
+                mean = torch.where(tallied.even.reshape(()), mean, scalar.to(mean))
+        self._means.add_loss(mean, targets.sum())
 
     def _judged(self, backwards: list[_Backward]) -> list[Call]:
         """The calls whose predictions are the step's."""
@@ -247,13 +265,28 @@ def _scalar(roots: tuple[Root, ...], scale: torch.Tensor | None) -> torch.Tensor
     return value if scale is None else value.float() / scale.to(value.device)
 
 
-def _number_of_targets(call: Call) -> torch.Tensor:
-    """How many targets a call has that count, as a tensor without dimensions."""
+def _wide(value: torch.Tensor) -> torch.Tensor:
+    return value if value.dtype is torch.float64 else value.float()
+
+
+def _that_tell(backwards: list[_Backward]) -> list[_Backward]:
+    """Without backwards that only hand on what another one has brought, where a model is gone through in pieces."""
+    if not any(backward.calls for backward in backwards):
+        return backwards
+    return [backward for backward in backwards if backward.calls or backward.scalar is not None]
+
+
+def _tallied(call: Call) -> Tally:
     if call.tallied is None:
         settle([call])
     tallied, index = call.tallied
-    targets: torch.Tensor = tallied.targets[index]
-    return targets
+    one: Tally = tallied.of(index)
+    return one
+
+
+def _targets(call: Call) -> torch.Tensor:
+    """How many targets a call has that count, as a tensor without dimensions."""
+    return _tallied(call).targets.reshape(())
 
 
 def _alike(calls: list[Call]) -> bool:
