@@ -22,7 +22,7 @@ from metrics_by_hand import (
     note_classes,
     training,
 )
-from oracle import Notes, one_thread, run_tracked, run_untracked, tracking  # noqa: F401  a fixture
+from oracle import Notes, assert_norms, one_thread, run_tracked, run_untracked, tracking  # noqa: F401  a fixture
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -489,6 +489,28 @@ def test_what_autograd_grad_alone_reached_is_not_counted(both_first):
                 optimizer.step()
 
     assert_style((linear(), train))
+
+
+def test_an_inner_loop_is_none_of_the_steps():
+    """Learning to learn: what the inner loop differentiated with `torch.autograd.grad` leads to the outer loss."""
+
+    def train(notes, model, optimizer):
+        with notes.epoch():
+            for support, query in zip(batches(4, 4, 2), batches(3, 5, 1, seed=7)):
+                weight, bias = model.weight, model.bias
+                for _ in range(2):
+                    inner = F.cross_entropy(F.linear(support, weight, bias), classes_for(support))
+                    slopes = torch.autograd.grad(inner, (weight, bias), create_graph=True)
+                    weight, bias = weight - 0.3 * slopes[0], bias - 0.3 * slopes[1]
+                optimizer.zero_grad()
+                scores, target = F.linear(query, weight, bias), classes_for(query)
+                note_classes(notes, scores, target)
+                F.cross_entropy(scores, target).backward()
+                notes.step(model.parameters())
+                optimizer.step()
+
+    tracked = assert_style((linear(), train))
+    assert_norms(tracked, run_untracked((linear(), train))[0])
 
 
 # Models that compute their loss inside

@@ -247,6 +247,8 @@ for zeroes in (True, False):
             handle.remove()
 
 
+# product fault: the end of the backward closes the step that optimizers took inside it, and an optimizer that steps
+# after it is a step of its own, measured after its clipping (steps.backward_ended, `_stepped_inside`).
 def partly_inside():
     model = net()
     return model, torch.optim.SGD(model[0].parameters(), lr=0.1), torch.optim.SGD(model[4].parameters(), lr=0.1)

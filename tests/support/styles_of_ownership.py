@@ -1,6 +1,7 @@
 """Styles: several optimizers, part of the parameters, parameters that come and go."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -219,6 +220,30 @@ def model_and_optimizer_copied_while_training(notes, model, optimizer):
                 notes.step(model.parameters())
                 optimizer.step()
         model, optimizer = copy.deepcopy((model, optimizer))
+
+
+# product fault: an optimizer that was copied or unpickled ran no constructor, and is unknown until it steps: its first
+# step is measured then, after the clipping (events.py listens to Optimizer.__init__; copy.deepcopy and pickle both go
+# through Optimizer.__setstate__).
+for name, again in {
+    "copied": copy.deepcopy,
+    "unpickled": lambda parts: pickle.loads(pickle.dumps(parts)),
+}.items():
+
+    @style(sgd, f"model_and_optimizer_{name}_before_a_clipped_step")
+    def renewed(notes, model, optimizer, again=again):
+        """A checkpoint gone back to, or a copy that trains on: known from its first backward on."""
+        kept = []
+        with notes.epoch():
+            for number, batch in enumerate(batches()):
+                if number:
+                    kept.append((model, optimizer))
+                    model, optimizer = again((model, optimizer))
+                optimizer.zero_grad()
+                loss_of(model, batch).backward()
+                notes.step(model.parameters())
+                nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+                optimizer.step()
 
 
 @style(lambda: (nn.ModuleList(),))

@@ -82,6 +82,8 @@ for kind, optimizer in {"sgd": torch.optim.SGD, "fused_adam": fused_adam}.items(
                         scales.update()
                         optimizer.zero_grad()
 
+        # product fault: with no backward between them, a step that the scaler skips is taken for a part of the step
+        # before it, and isn't counted (steps.before_optimizer knows an optimizer's second time, scaler_steps doesn't).
         @style(with_(optimizer), f"scaled_gradients_set_by_hand-{kind}{'-unscale_' if explicit else ''}")
         def set_by_hand(notes, model, optimizer, explicit=explicit):
             """The scaler's factor is out of them when the optimizer applies them, and out of the norm."""
@@ -243,6 +245,8 @@ def in_type(dtype, factor, size):
     return build
 
 
+# product fault: float32 gradients of at most 1024 or more than 16384 elements are squared in float32, where 1e22 is
+# infinite and 1e-26 nothing; those in between are summed in float64 and right (gradient_norm._SHORT, _norm_in_rows).
 for dtype, factor, size in (
     (torch.float16, 2003.0, 8),  # a square overflows float16, and the norm does
     (torch.float16, 2003.0, 64),
