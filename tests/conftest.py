@@ -1,5 +1,6 @@
 """What every test gets: a folder of its own, a clock that is set by hand, and a look at what is left behind."""
 
+import gc
 import random
 import threading
 from datetime import datetime, timezone
@@ -38,6 +39,15 @@ def _process_wide_state():
         # A loader's workers leave their queue's feeder to end when it likes.
         "threads": sorted(item.name for item in threading.enumerate() if "QueueFeeder" not in item.name),
     }
+
+
+@pytest.fixture(autouse=True, scope="session")
+def a_small_heap():
+    """A run looks once through what the garbage collector knows: not through pytest's own hundreds of thousands."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -377,7 +377,7 @@ def test_a_model_is_bit_identical_after_each_epoch(name):
     def train(run, dev):
         model = MODELS[name]()
         optimizer = torch.optim.AdamW([item for item in model.parameters() if item.requires_grad], 0.01)
-        return plain_loop(3, run, model, optimizer, shuffled(), dev=dev.dataset.generator)
+        return plain_loop(2, run, model, optimizer, shuffled(), dev=dev.dataset.generator)
 
     both_ways(train)
 
@@ -497,7 +497,7 @@ def test_data_is_bit_identical_after_each_epoch(name):
         model = mlp(nn.Dropout(0.3))
         optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
         shared = {"global": GLOBAL, "class's": Jitter.generator, "default": DEFAULT}
-        return plain_loop(3, run, model, optimizer, load(kind(16, 1)), dev=dev.dataset.generator, **shared)
+        return plain_loop(2, run, model, optimizer, load(kind(16, 1)), dev=dev.dataset.generator, **shared)
 
     both_ways(train, dev)
 
@@ -557,7 +557,7 @@ def test_a_schedule_is_bit_identical_after_each_epoch(name):
     def train(run, dev):
         model = mlp(nn.Dropout(0.3))
         optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-        return plain_loop(4, run, model, optimizer, shuffled(), schedule=SCHEDULES[name](optimizer))
+        return plain_loop(3, run, model, optimizer, shuffled(), schedule=SCHEDULES[name](optimizer))
 
     both_ways(train)
 
