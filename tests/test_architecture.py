@@ -28,11 +28,11 @@ FLOORS = [
     ["cli"],
 ]
 INSTRUMENT_FLOORS = [
+    ["objects"],
     [
         "criteria",
         "guard",
         "reaching",
-        "objects",
         "discovery",
         "attention",
         "data",

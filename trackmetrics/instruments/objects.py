@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import sys
 import types
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,23 @@ def is_users(item: Any) -> bool:
 
 def _root(module: Any) -> str:
     return str(module).partition(".")[0]
+
+
+def locals_of(frame: types.FrameType) -> dict[str, Any]:
+    """A frame's names and their values.
+
+    Before Python 3.13 a function's frame keeps what it is asked for, and with it everything alive until the function
+    ends; so what nobody else holds is emptied again.
+    """
+    names = frame.f_locals
+    values = dict(names)
+    of_function = frame.f_code.co_flags & inspect.CO_OPTIMIZED  # else they are the very names of a module or class
+    if of_function and type(names) is dict and sys.getrefcount(names) == _HELD_BY_THE_FRAME:
+        names.clear()
+    return values
+
+
+_HELD_BY_THE_FRAME = 3  # references: the frame's, the reader's own, and that of who counts
 
 
 def attributes_of(item: Any) -> dict[str, Any]:
