@@ -5,10 +5,11 @@ The hooks go with their tensors, or with the run, whichever ends first.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
-from torch.utils.hooks import RemovableHandle
+from torch.utils.hooks import RemovableHandle, unserializable_hook
 
 _PRUNE = 256  # handles that are kept before those of tensors that are gone are let go
 
@@ -33,7 +34,9 @@ class ReachHooks:
         """Call `tell` with the gradient whenever a backward reaches `result`; it mustn't raise."""
         if not result.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(result):
             return  # no backward can reach it; torch.func's own transformations take no hooks
-        self._handles.append(result.register_hook(tell))
+        hook = functools.partial(tell)
+        unserializable_hook(hook)  # else torch warns where a user saves the loss in a checkpoint
+        self._handles.append(result.register_hook(hook))
         if len(self._handles) > self._limit:
             self._handles = [handle for handle in self._handles if handle.hooks_dict_ref() is not None]
             self._limit = 2 * len(self._handles) + _PRUNE
