@@ -28,19 +28,19 @@ FLOORS = [
     ["cli"],
 ]
 INSTRUMENT_FLOORS = [
+    ["objects"],
     [
         "criteria",
         "guard",
         "reaching",
-        "undisturbed",
         "discovery",
         "attention",
         "data",
         "gradients",
         "trained_parameters",
     ],
-    ["events", "pairing", "hyperparameters", "target_check", "gradient_norm", "tally"],
-    ["epoch_means"],
+    ["events", "pairing", "hyperparameters", "target_check", "gradient_norm", "tally", "model_state", "random_streams"],
+    ["epoch_means", "undisturbed"],
     ["training_metrics"],
     ["steps", "said_values", "evaluation"],
     ["training", "final_inference"],

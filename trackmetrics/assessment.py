@@ -206,7 +206,7 @@ class Assessment:
         if evaluate is None:
             assert pairing is not None
             return evaluation.accuracy(self._model, data, pairing)
-        with undisturbed(self._model, data), heard_by(None):
+        with undisturbed(self._model, data, evaluate), heard_by(None):
             return float(evaluate(self._model, data))
 
     def _why_no_model(self) -> str:
@@ -305,7 +305,7 @@ class Assessment:
     def _finalized(self, finalize: Callable[[Any, Any], Any], found: Found) -> FinalInference:
         assert self._model is not None
         raw = found.data if found.role == "example" else final_inference.raw_example(found.data)
-        with undisturbed(self._model, found.data), heard_by(None):
+        with undisturbed(self._model, found.data, finalize), heard_by(None):
             result = finalize(self._model, raw)
         return _as_inference(result)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -48,7 +49,7 @@ class Engine:
         self.file = MetricsFile(options.folder, options.file_part)
         self._options = options
         self._notices = Notices()
-        self._training = Training(self._instrument_failed)
+        self._training = Training(functools.partial(_instrument_failed, self._notices))
         self._assessment = Assessment(options, self._training, self._notices, arguments, self.clock.monotonic)
         self._progress = ProgressLines(options.progress)
         self._summaries: list[dict[str, Any]] = []
@@ -177,9 +178,6 @@ class Engine:
     def _elapsed(self) -> float:
         return self.clock.monotonic() - self._started
 
-    def _instrument_failed(self, name: str, error: Exception) -> None:
-        self._notices.say(name, f"{name} is null from here on: the instrument failed with {error!r}")
-
     @contextlib.contextmanager
     def _spared(self, what: str) -> Iterator[None]:
         """A fault of ours in this block costs `what`, never the training."""
@@ -187,6 +185,10 @@ class Engine:
             yield
         except Exception as error:
             self._notices.say(what, f"{what} could not be had: {error!r}")
+
+
+def _instrument_failed(notices: Notices, name: str, error: Exception) -> None:
+    notices.say(name, f"{name} is null from here on: the instrument failed with {error!r}")
 
 
 def _ended_by(error: BaseException) -> dict[str, Any]:

@@ -93,6 +93,7 @@ class Tracker:
         with self._stack:
             engine, returned = self._engine, self._returned
             self._state, self._arguments, self._returned, self._open = "ended", None, None, None
+            self._options = make_options(self._options.task, {})  # lets go of the data and functions among them
             try:
                 if engine is not None and error is not None:
                     engine.failed(error)

@@ -100,8 +100,13 @@ class _Patches:
         original = getattr(owner, name)
         observed = functools.update_wrapper(observe(self, original), original)
         setattr(owner, name, observed)
+        builtin = torch.jit._builtins._find_builtin(original)
+        if builtin is not None:  # what compiles to TorchScript knows torch's own functions by their identity
+            torch.jit._builtins._register_builtin(observed, builtin)
 
         def undo() -> None:
+            if builtin is not None:
+                torch.jit._builtins._get_builtin_table().pop(id(observed), None)
             now = getattr(owner, name, None)
             if now is observed:
                 setattr(owner, name, original)

@@ -5,10 +5,11 @@ The hooks go with their tensors, or with the run, whichever ends first.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
-from torch.utils.hooks import RemovableHandle
+from torch.utils.hooks import RemovableHandle, unserializable_hook
 
 _PRUNE = 256  # handles that are kept before those of tensors that are gone are let go
 
@@ -31,11 +32,12 @@ class ReachHooks:
 
     def add(self, result: torch.Tensor, tell: Callable[[torch.Tensor], None]) -> None:
         """Call `tell` with the gradient whenever a backward reaches `result`; it mustn't raise."""
-        node = result.grad_fn
+        node, index = result.grad_fn, result.output_nr
         if node is None:
-            self._handles.append(result.register_hook(tell))
-        else:  # the hook of the node costs less than that of the tensor
-            index = result.output_nr
+            hook = functools.partial(tell)
+            unserializable_hook(hook)  # else torch warns where a user saves the loss in a checkpoint
+            self._handles.append(result.register_hook(hook))
+        else:  # a hook of the node isn't saved with the loss, and costs less
             self._handles.append(node.register_prehook(lambda gradients: tell(gradients[index])))
         if len(self._handles) > self._limit:
             self._handles = [handle for handle in self._handles if handle.hooks_dict_ref() is not None]
