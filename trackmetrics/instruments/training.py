@@ -171,7 +171,7 @@ class Training(events.Listener):
     def optimizer_built(self, optimizer: torch.optim.Optimizer) -> None:
         self._spare_norm(self._norm.add_optimizer, optimizer)
 
-    def batch_yielded(self, batch: Any) -> None:
+    def batch_yielded(self, batch: Any, iterator: Any) -> None:
         if self.active:
             self._spare_metrics(self._metrics.batch_yielded, batch)
 
