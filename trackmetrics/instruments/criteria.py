@@ -91,7 +91,7 @@ class Call:
         self.result = result.detach().clone()
         self.factor: torch.Tensor | None = None
         self.settled: Any = None
-        self.versions = (self.input._version, self.target._version)
+        self.versions = (_version(self.input), _version(self.target))
 
     def argument(self, name: str, default: Any = None) -> Any:
         """The argument `name` after input and target, as it was passed."""
@@ -115,13 +115,17 @@ class Call:
 
     def overwritten(self) -> bool:
         """Whether input or target changed since the call: a buffer that the user fills again."""
-        return (self.input._version, self.target._version) != self.versions
+        return (_version(self.input), _version(self.target)) != self.versions
 
     def release(self) -> None:
         """Let go of the tensors: a loop may keep its losses, and with them whatever is hooked to them."""
         self.input = self.target = self.result = torch.empty(0)
         self.factor = None
         self.arguments = ()
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version  # made under `inference_mode`: it counts no versions
 
 
 class Tally(NamedTuple):
