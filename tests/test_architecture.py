@@ -40,7 +40,8 @@ INSTRUMENT_FLOORS = [
     ],
     ["events", "pairing", "hyperparameters", "target_check"],
     ["training_metrics"],
-    ["steps", "said_values", "evaluation"],
+    ["steps", "said_values", "evaluation", "covering"],
+    ["own_evaluation"],
     ["training", "final_inference"],
 ]
 NAMES = [

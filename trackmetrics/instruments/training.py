@@ -14,6 +14,7 @@ from .criteria import Criterion
 from .gradient_norm import GradientNorm, NormSummary, parameters_of
 from .guard import Guard
 from .hyperparameters import ConstructorArguments, OptimizerSettings, one_or_list, scheduler_settings
+from .own_evaluation import Evaluations, OwnEvaluation
 from .pairing import Pairing
 from .steps import Steps
 from .training_metrics import TrainingMetrics
@@ -23,7 +24,10 @@ _FAILED = "its instrument failed"
 
 @dataclass(frozen=True)
 class Observation:
-    """What one epoch showed; a fault says why a value is missing."""
+    """What one epoch showed; a fault says why a value is missing.
+
+    `evaluations` is what the user evaluated after the last step.
+    """
 
     loss: float | None
     accuracy: float | None
@@ -31,6 +35,7 @@ class Observation:
     loss_fault: str | None
     accuracy_fault: str | None
     norm_fault: str | None
+    evaluations: Evaluations | None
 
 
 class Training(events.Listener):
@@ -45,10 +50,12 @@ class Training(events.Listener):
         self._on_steps = on_steps
         self._norm = GradientNorm()
         self._metrics = TrainingMetrics()
+        self._own = OwnEvaluation()
         self._constructed = ConstructorArguments()
         self._settings = OptimizerSettings()
         self._spare_norm = Guard("gradient_norm", on_fault)
         self._spare_metrics = Guard("train_loss and train_accuracy", on_fault)
+        self._spare_own = Guard("dev_accuracy of your own evaluation (the run evaluates again)", on_fault)
         self._spare_steps = Guard("gradient_norm, train_loss and train_accuracy", on_fault)
         self._spare_arguments = Guard("the model's constructor arguments", on_fault)
         self._spare_settings = Guard("the optimizer's settings", on_fault)
@@ -108,7 +115,7 @@ class Training(events.Listener):
         if self._spare_metrics.broken or self._spare_steps.broken:
             faults = (_FAILED, _FAILED)
         norm_fault = _FAILED if self._spare_norm.broken or self._spare_steps.broken else None
-        return Observation(loss, accuracy, norm, *faults, norm_fault)
+        return Observation(loss, accuracy, norm, *faults, norm_fault, self._spare_own(self._own.take))
 
     def release(self) -> None:
         """Remove every hook and drop every reference."""
@@ -116,6 +123,7 @@ class Training(events.Listener):
         self._steps.release()
         self._norm.release()
         self._metrics.release()
+        self._own.release()
         self._constructed = ConstructorArguments()
         self._settings = OptimizerSettings()
 
@@ -123,7 +131,8 @@ class Training(events.Listener):
 
     def criterion_called(self, criterion: Criterion, arguments: tuple[Any, ...], result: torch.Tensor) -> None:
         if self.active:
-            self._spare_metrics(self._metrics.criterion_called, criterion, arguments, result)
+            call = self._spare_metrics(self._metrics.criterion_called, criterion, arguments, result)
+            self._spare_own(self._own.criterion_called, criterion, arguments, result, call)
 
     def loss_scaled(self, scaled: torch.Tensor, scale: torch.Tensor) -> None:
         if self.active:
@@ -133,6 +142,7 @@ class Training(events.Listener):
         if self.active:
             self._spare_steps(self._steps.between_backwards)
             self._on_steps()
+            self._spare_own(self._own.training_goes_on)
             self._spare_steps(self._steps.backward_begins, roots, events.live_runs() == 1)
 
     def backward_ended(self, completed: bool) -> None:
@@ -144,6 +154,7 @@ class Training(events.Listener):
             self._spare_settings(self._settings.optimizer_steps, optimizer)
             if self._spare_steps(self._steps.before_optimizer, optimizer, otherwise=False):
                 self._on_steps()
+            self._spare_own(self._own.training_goes_on)
             self._spare_steps(self._steps.optimizer_steps, optimizer, takes_closure)
 
     def optimizer_stepped(self, optimizer: torch.optim.Optimizer) -> None:
@@ -174,6 +185,11 @@ class Training(events.Listener):
     def batch_yielded(self, batch: Any, iterator: Any) -> None:
         if self.active:
             self._spare_metrics(self._metrics.batch_yielded, batch)
+            self._spare_own(self._own.batch_yielded, batch, iterator)
+
+    def batches_ended(self, iterator: Any) -> None:
+        if self.active:
+            self._spare_own(self._own.batches_ended)
 
     def module_built(self, module: torch.nn.Module, frame: FrameType) -> None:
         self._spare_arguments(self._constructed.module_built, module, frame)

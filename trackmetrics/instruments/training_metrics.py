@@ -153,12 +153,15 @@ class TrainingMetrics:
         """A loader gave the training a batch."""
         self._target_check.batch_yielded(batch)
 
-    def criterion_called(self, criterion: Criterion, arguments: tuple[Any, ...], result: torch.Tensor) -> None:
-        """Follow a call whose result a backward may reach."""
+    def criterion_called(self, criterion: Criterion, arguments: tuple[Any, ...], result: torch.Tensor) -> Call | None:
+        """Follow a call whose result a backward may reach, and give it."""
         if not self._in_backward:
             self.settle_differentiated()
-        if result.requires_grad:
-            self._results.add(result, functools.partial(self._reach, Call(criterion, arguments, result)))
+        if not result.requires_grad:
+            return None
+        call = Call(criterion, arguments, result)
+        self._results.add(result, functools.partial(self._reach, call))
+        return call
 
     def _reach(self, call: Call, gradient: torch.Tensor) -> None:
         if call.reduction == "none":
