@@ -915,6 +915,60 @@ def test_an_evaluation_is_used_whichever_epochs_the_run_would_evaluate():
     follow(evaluate, loader_of(DEV), evaluate_every=5).assert_used()
 
 
+# A record each N steps
+
+
+class Normalised(Net):
+    """Each forward in training changes what the model predicts in `eval()`."""
+
+    def __init__(self, seen):
+        super().__init__(seen)
+        self.layers.insert(0, nn.BatchNorm1d(4, momentum=0.9))
+
+
+def count_steps(evaluates, batches, dev, every=2):
+    """Train in a loop that counts steps, the dev set evaluated, or not, after each `every` of them."""
+    torch.manual_seed(0)
+    net = Normalised(Seen())
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    followed, before = Followed(), 0
+    with tracking(dev=dev) as tracked:
+        with tracked.run.epochs(every=every):
+            for step, (features, classes) in enumerate(batches):
+                if len(tracked.epochs) > len(followed.given):
+                    followed.given.append(net.seen.examples - before)
+                train_on(net, optimizer, [(features, classes)])
+                if step % every == every - 1:
+                    followed.expected.append(by_hand(net))
+                    if evaluates:
+                        evaluate(net, dev)
+                before = net.seen.examples
+        followed.given.append(net.seen.examples - before)
+    followed.said = [epoch.dev_accuracy for epoch in tracked.epochs]
+    assert [summary["steps"] for summary in tracked.norms["epochs"]] == [every] * len(followed.expected)
+    return followed
+
+
+def endless(loader, count):
+    """Steps over several passes of a loader."""
+    return itertools.islice(itertools.chain.from_iterable(itertools.repeat(loader)), count)
+
+
+@pytest.mark.parametrize("steps", [6, 8])
+def test_an_evaluation_after_each_n_steps_is_the_records(steps):
+    """Where a loader feeds the steps, a record waits for the next batch, or the end: the evaluation is its own."""
+    count_steps(True, endless(loader_of(TRAIN), steps), loader_of(DEV)).assert_used()
+
+
+@pytest.mark.parametrize("evaluates", [True, False])
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_record_of_n_steps_is_of_the_model_after_them(evaluates, listed):
+    """With and without an evaluation, fed by a loader or a list: no forward of the next step comes between."""
+    batches = loader_of(TRAIN, 10)
+    followed = count_steps(evaluates, list(batches) if listed else batches, loader_of(DEV))
+    assert followed.said == followed.expected
+
+
 # What it costs
 
 

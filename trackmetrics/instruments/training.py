@@ -42,12 +42,15 @@ class Training(events.Listener):
     """Listens to a training while it is `active`; a fault of ours ends the instrument it is in, nothing else.
 
     `on_fault` is told the instrument's name and its error; `on_steps` is told, between two steps, that at least
-    one more is complete.
+    one more is complete: when the next batch comes, where a loader feeds the training, so that an evaluation after the
+    step is still the step's; else as soon as the step is over.
     """
 
     def __init__(self, on_fault: Callable[[str, Exception], None], on_steps: Callable[[], None]) -> None:
         self.active = False
         self._on_steps = on_steps
+        self._fed_by: Any = None  # which batches came since the last step was over: their sampler
+        self._awaited: Any = None  # the sampler whose next batch begins the next step
         self._norm = GradientNorm()
         self._metrics = TrainingMetrics()
         self._own = OwnEvaluation()
@@ -120,6 +123,7 @@ class Training(events.Listener):
     def release(self) -> None:
         """Remove every hook and drop every reference."""
         self.active = False
+        self._fed_by = self._awaited = None
         self._steps.release()
         self._norm.release()
         self._metrics.release()
@@ -161,7 +165,9 @@ class Training(events.Listener):
         if self.active:
             self._spare_steps(self._steps.optimizer_stepped, optimizer)
             if self._steps.certainly_over:
-                self._on_steps()
+                self._awaited, self._fed_by = self._fed_by, None
+                if self._awaited is None:
+                    self._on_steps()
 
     def closure_begins(self, optimizer: torch.optim.Optimizer) -> None:
         if self.active:
@@ -184,6 +190,9 @@ class Training(events.Listener):
 
     def batch_yielded(self, batch: Any, iterator: Any) -> None:
         if self.active:
+            self._fed_by = iterator._index_sampler
+            if self._fed_by is self._awaited:
+                self._on_steps()
             self._spare_metrics(self._metrics.batch_yielded, batch)
             self._spare_own(self._own.batch_yielded, batch, iterator)
 
