@@ -660,10 +660,11 @@ def one_class_against_the_rest(net, batches):
 
 def with_scores_overwritten(net, batches):
     net.eval()
-    for features, classes in batches:
+    for number, (features, classes) in enumerate(batches):
         scores = net(features).detach()
         F.cross_entropy(scores, classes)
-        scores.neg_()
+        if number > 0:
+            scores.neg_()
 
 
 def all_at_once_at_the_end(net, batches):
@@ -747,6 +748,29 @@ IGNORED = [
 def test_what_is_no_evaluation_of_the_dev_set_is_ignored(body):
     """In doubt the run makes its own pass, and its accuracy is right."""
     follow(body, loader_of(DEV)).assert_ignored()
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_a_set_of_soft_targets_has_no_accuracy(binary):
+    """Probabilities as targets are neither right nor wrong, whoever evaluates."""
+    criterion = F.binary_cross_entropy_with_logits if binary else F.cross_entropy
+    soft = [(features, torch.randn(COUNT, 3).softmax(1)) for features in (TRAIN[0], DEV[0])]
+
+    def train_soft(net, optimizer, batches):
+        net.train()
+        for features, labels in batches:
+            optimizer.zero_grad()
+            criterion(net(features), labels).backward()
+            optimizer.step()
+
+    followed = follow(
+        lambda net, data: evaluate(net, data, criterion),
+        loader_of(soft[1]),
+        train=train_soft,
+        train_data=loader_of(soft[0]),
+        count=lambda net: None,
+    )
+    assert followed.said == followed.expected == [None, None]
 
 
 def test_an_evaluation_after_the_body_is_not_seen():
@@ -886,6 +910,32 @@ def test_examples_that_are_not_covered_once_are_ignored(body, make):
     """Some left out, some twice, other memory, another model: the run makes its own pass."""
     dev = [(x.clone(), y.clone()) for x, y in zip(*DEV)] if make is None else make()
     follow(body, dev).assert_ignored()
+
+
+class Point:
+    """An input that nothing joins to a batch."""
+
+    def __init__(self, features):
+        self.features = features
+
+
+def test_inputs_of_the_users_own_kind_make_no_trouble():
+    """Examples that can't be given a batch dimension are compared without, whether they agree or not."""
+
+    class OfPoints(Net):
+        def forward(self, point):
+            return super().forward(point.features if isinstance(point, Point) else point)
+
+    dev = [(Point(features), label) for features, label in zip(*DEV)]
+    follow(without_batch_dimension, dev, net=OfPoints(Seen())).assert_used()
+
+    def in_train_mode(net, examples):
+        net.train()
+        with torch.no_grad():
+            for point, label in examples:
+                F.cross_entropy(net(point), label)
+
+    follow(in_train_mode, dev, net=OfPoints(Seen())).assert_ignored()
 
 
 def test_a_loop_that_shifts_a_language_models_targets_itself_is_ignored():

@@ -20,7 +20,7 @@ import torch
 
 from .covering import Covering, Judged, Pass, Place, Sample, covering
 from .criteria import Call, Criterion, class_dimension, tally
-from .data import Parts, UnreadableError, collate, open_source, take_apart
+from .data import Parts, collate, open_source, take_apart
 from .evaluation import main_output, run
 from .pairing import Pairing, PairingError
 from .undisturbed import undisturbed
@@ -190,9 +190,10 @@ class Evaluations(NamedTuple):
         """
         with undisturbed(model, data):
             try:
-                covered = covering(open_source(data), self.judged, self.passes)
-            except UnreadableError:
+                source = open_source(data)
+            except Exception:  # the pass that follows says what is wrong with the set
                 return None
+            covered = covering(source, self.judged, self.passes)
             if covered is None or not _comparable(covered, pairing) or not _predicted_by(model, covered):
                 return None
         targets = sum(judged.targets for judged in covered.judged)
@@ -230,8 +231,8 @@ def _predicted_by(model: torch.nn.Module, covered: Covering) -> bool:
 
 
 def _ways(item: Any, is_batch: bool) -> Iterator[Parts]:
-    """What the model may have been given: a batch as it is, an example also with a batch dimension."""
-    with contextlib.suppress(UnreadableError):
+    """What the model may have been given: a batch as it is, an example also with a batch dimension, if it takes one."""
+    with contextlib.suppress(Exception):
         yield take_apart(item)
         if not is_batch:
             yield collate([item])
@@ -240,10 +241,11 @@ def _ways(item: Any, is_batch: bool) -> Iterator[Parts]:
 def _agreeing(model: torch.nn.Module, parts: Parts, judged: Judged, at: int, by_loader: bool) -> int:
     """How many of the call's predictions, from `at`, the model gives again; 0 where one differs."""
     assert judged.sample is not None
-    theirs = _log_probs(judged.sample.scores[at:], judged.pairing)
     try:
         with _autocast(judged.sample):
-            ours = _log_probs(_scores(model, parts, judged, by_loader), judged.pairing)
+            scores = _scores(model, parts, judged, by_loader)
+        ours = _log_probs(scores, judged.pairing)
+        theirs = _log_probs(judged.sample.scores[at:], judged.pairing)
     except Exception:  # a model that takes something else than what the set holds
         return 0
     count = min(len(ours), len(theirs))
