@@ -862,6 +862,11 @@ def one_by_one_in_train_mode(net, examples):
             F.cross_entropy(net(features[None]), label[None])
 
 
+def one_by_one_the_first_of_them_in_train_mode(net, examples):
+    one_by_one_in_train_mode(net, examples[:1])
+    one_by_one(net, examples[1:])
+
+
 def one_by_one_by_an_average(net, examples):
     average = copy.deepcopy(net)
     with torch.no_grad():
@@ -896,6 +901,7 @@ UNHELD = [
     (one_twice, None),
     (another_list_with_the_same_labels, None),
     (one_by_one_in_train_mode, None),
+    (one_by_one_the_first_of_them_in_train_mode, None),
     (one_by_one_by_an_average, None),
     (one_by_one_twice, None),
     (by_list_and_by_loader, None),
@@ -938,7 +944,8 @@ def test_inputs_of_the_users_own_kind_make_no_trouble():
     follow(in_train_mode, dev, net=OfPoints(Seen())).assert_ignored()
 
 
-def test_a_loop_that_shifts_a_language_models_targets_itself_is_ignored():
+@pytest.mark.parametrize("pads", [True, False])
+def test_a_loop_that_shifts_a_language_models_targets_itself_is_ignored(pads):
     """Moved targets count only inside a model that moves them: what a loop does, the run can't repeat."""
     dev = texts(7)
     columns = torch.stack([text["input_ids"] for text in dev])
@@ -948,6 +955,8 @@ def test_a_loop_that_shifts_a_language_models_targets_itself_is_ignored():
             return super().forward(ids).logits
 
     def loss(scores, ids):
+        if pads:
+            return F.cross_entropy(scores.reshape(-1, 7), F.pad(ids[:, 1:], (0, 1), value=-100).reshape(-1))
         return F.cross_entropy(scores[:, :-1].reshape(-1, 7), ids[:, 1:].reshape(-1))
 
     def train_shifted(net, optimizer, batches):
