@@ -42,7 +42,8 @@ INSTRUMENT_FLOORS = [
     ["events", "pairing", "hyperparameters", "target_check", "gradient_norm", "tally", "model_state", "random_streams"],
     ["epoch_means", "undisturbed"],
     ["training_metrics"],
-    ["steps", "said_values", "evaluation"],
+    ["steps", "said_values", "evaluation", "covering"],
+    ["own_evaluation"],
     ["training", "final_inference"],
 ]
 NAMES = [

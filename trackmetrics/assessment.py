@@ -96,7 +96,8 @@ class Assessment:
         }
         if "dev_accuracy" not in said:
             evaluates = number % self._options.evaluate_every == 0
-            found["dev_accuracy"] = self._dev_accuracy() if evaluates else None
+            own_evaluation = self._evaluated_by_user(observation)
+            found["dev_accuracy"] = self._dev_accuracy() if own_evaluation is None and evaluates else own_evaluation
         own = {key: said[key] if key in said else found[key] for key in METRIC_KEYS}
         self._say_what_is_missing(own, said, observation)
         for name, fault in values.faults.items():
@@ -156,6 +157,18 @@ class Assessment:
                 self._notices.say(key, f"{key} is null: {reason}; {mends[key]}")
 
     # Evaluation
+
+    def _evaluated_by_user(self, observation: Observation) -> float | None:
+        """The accuracy over the dev set, where the epoch's body has evaluated it; `evaluate=` says more than that."""
+        evaluations = observation.evaluations
+        if evaluations is None or self._options.evaluate is not None or self._model is None or not self._dev:
+            return None
+        began = self._clock()
+        accuracy = None
+        with self._spared("your own evaluation of the dev set"):
+            accuracy = evaluations.accuracy(self._model, self._dev[0].data, self._training.pairing)
+        self.seconds["evaluation"] += self._clock() - began
+        return accuracy
 
     def _dev_accuracy(self) -> float | None:
         return self._accuracy("dev_accuracy", "dev", self._dev)

@@ -107,7 +107,7 @@ class Made(NamedTuple):
     @staticmethod
     def of(criterion: Criterion, arguments: tuple[Any, ...], result: torch.Tensor) -> Made:
         """Note a call that has just been made."""
-        return Made(criterion, arguments, result, result._version, result.detach().clone())
+        return Made(criterion, arguments, result, _version(result), result.detach().clone())
 
 
 class Call:
@@ -134,7 +134,7 @@ class Call:
         self.target: torch.Tensor = target
         self.target_at: tuple[int, torch.Size] = (target.data_ptr(), target.shape)
         self.target_dtype: torch.dtype = target.dtype
-        self.versions = (scores._version, target._version)
+        self.versions = (_version(scores), _version(target))
         self.result = value
         self.result_at = (result.data_ptr(), version)
         self.factor: torch.Tensor | None = None
@@ -185,7 +185,7 @@ class Call:
 
     def overwritten(self) -> bool:
         """Whether output or target changed since the call: a buffer that the user fills again."""
-        return (self.input._version, self.target._version) != self.versions
+        return (_version(self.input), _version(self.target)) != self.versions
 
     def gave(self, roots: Sequence[Any]) -> bool:
         """Whether a backward was called on the call's own result, as it was."""
@@ -204,6 +204,10 @@ class Call:
 
 
 _NOTHING = torch.empty(0)
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version  # made under `inference_mode`: it counts no versions
 
 
 def class_dimension(dimensions: int) -> int:

@@ -71,8 +71,11 @@ class Listener:
     def optimizer_built(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer was constructed."""
 
-    def batch_yielded(self, batch: Any) -> None:
-        """A `DataLoader` gave a batch to whoever goes through it."""
+    def batch_yielded(self, batch: Any, iterator: Any) -> None:
+        """An iterator over a `DataLoader` gave a batch to whoever goes through it."""
+
+    def batches_ended(self, iterator: Any) -> None:
+        """An iterator over a `DataLoader` has no more batches."""
 
     def module_built(self, module: torch.nn.Module, frame: FrameType) -> None:
         """`nn.Module.__init__` ran for a module; `frame` is the one that called it."""
@@ -282,10 +285,16 @@ def _observe_optimizer_init(patches: _Patches, original: Callable[..., Any]) -> 
 
 def _observe_next_batch(patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
     def __next__(self: Any) -> Any:
-        batch = original(self)
+        try:
+            batch = original(self)
+        except StopIteration:
+            listener = patches.listener()
+            if listener is not None:
+                listener.batches_ended(self)
+            raise
         listener = patches.listener()
         if listener is not None:
-            listener.batch_yielded(batch)
+            listener.batch_yielded(batch, self)
         return batch
 
     return __next__

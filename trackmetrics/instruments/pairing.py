@@ -115,8 +115,7 @@ class Pairing:
         criterion gives the two columns log(1-p) and log p.
         """
         if self.kind == "classes":
-            shape = None if target is None or self.soft else self._fitting(output, target).shape
-            rows = output.movedim(self.class_dimension(output, shape), -1).reshape(-1, self.classes)
+            rows = self.with_classes_last(output, target).reshape(-1, self.classes)
             # A loop may apply log_softmax itself: what nll_loss was fed is then not yet what the model returns.
             return rows if self.function == "nll_loss" and are_log_probs(rows) else rows.log_softmax(-1)
         if self.kind == "binary":
@@ -127,6 +126,11 @@ class Pairing:
             logsigmoid = torch.nn.functional.logsigmoid
             return torch.stack((logsigmoid(-flat), logsigmoid(flat)), -1)
         return None
+
+    def with_classes_last(self, output: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
+        """A model's output with its classes in the last dimension."""
+        shape = None if target is None or self.soft else self._fitting(output, target).shape
+        return output.movedim(self.class_dimension(output, shape), -1)
 
     def _check_probabilities(self, output: torch.Tensor) -> None:
         if self.threshold and not bool(((output >= 0) & (output <= 1)).all()):

@@ -7,6 +7,7 @@ stay on the device, and are fetched once an epoch.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,10 +59,12 @@ class TrainingMetrics:
     """Collects an epoch's training loss and accuracy.
 
     Both are fetched with `take`; `loss_fault` and `accuracy_fault` say, where one is missing, why. `pairing` is how
-    the last training call paired output with target.
+    the last training call paired output with target. `on_followed` is told each call of which it isn't known yet
+    whether a backward comes to it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_followed: Callable[[Call], None]) -> None:
+        self._on_followed = on_followed
         self._judged_last: Call | None = None
         self._results = ReachHooks()
         self._target_check = TargetCheck()
@@ -81,7 +84,12 @@ class TrainingMetrics:
 
     def batch_yielded(self, batch: Any) -> None:
         """A loader gave the training a batch."""
+        self._follow_latest()
         self._target_check.batch_yielded(batch)
+
+    def batches_ended(self) -> None:
+        """A loader had no more."""
+        self._follow_latest()
 
     def criterion_called(self, criterion: Criterion, arguments: tuple[Any, ...], result: torch.Tensor) -> None:
         """Follow a call whose result a backward may reach."""
@@ -99,7 +107,9 @@ class TrainingMetrics:
         if self._latest is not None:
             latest, self._latest = self._latest, None
             self._plain = False
-            self._results.add(latest.result, functools.partial(self._reach, Call(latest)))
+            call = Call(latest)
+            self._results.add(latest.result, functools.partial(self._reach, call))
+            self._on_followed(call)
 
     def differentiates(self) -> None:
         """`torch.autograd.grad` may reach the latest call's result."""
@@ -253,7 +263,7 @@ class TrainingMetrics:
     def release(self) -> None:
         """Remove every hook and drop every reference."""
         self._results.remove()
-        self.__init__()  # type: ignore[misc]
+        self.__init__(self._on_followed)  # type: ignore[misc]
 
 
 def _scalar(roots: tuple[Root, ...], scale: torch.Tensor | None) -> torch.Tensor | None:
