@@ -43,11 +43,22 @@ def no_feeder_left():
     join_feeders()
 
 
+_given = {}
+
+
 class Seen:
-    """How many examples a model was given; no list, since the run puts a module's own collections back."""
+    """How many examples a model was given; counted apart from it, since the run puts back whatever a model holds."""
 
     def __init__(self):
         self.examples = 0
+
+    @property
+    def examples(self):
+        return _given.get(id(self), 0)
+
+    @examples.setter
+    def examples(self, count):
+        _given[id(self)] = count
 
 
 class Net(nn.Module):
