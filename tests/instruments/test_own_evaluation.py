@@ -408,6 +408,11 @@ def test_examples_held_in_memory_are_known_by_their_targets(name):
         followed.assert_used()
 
 
+def test_a_model_that_needs_a_batch_dimension_is_given_one():
+    """Examples that the loop gives a batch dimension are compared with one too."""
+    follow(one_by_one, list(zip(*DEV)), net=Normalised(Seen())).assert_used()
+
+
 def test_the_training_list_evaluated_too_is_told_apart():
     """The same labels, in other memory: only those of the dev list count."""
     train = [(x, y.clone()) for x, y in zip(TRAIN[0], DEV[1])]
