@@ -820,6 +820,13 @@ class Halving(Sampler):
         return iter([*range(0, COUNT, 2), *range(1, COUNT, 2)])
 
 
+class HalfInWorkers(Stream):
+    """A stream that gives each of two workers the same half: as many examples as it says, not the ones it holds."""
+
+    def __iter__(self):
+        return itertools.islice(super().__iter__(), COUNT if torch.utils.data.get_worker_info() is None else COUNT // 2)
+
+
 UNCERTAIN = {
     "a last batch dropped": lambda: loader_of(DEV, 17, drop_last=True),
     "drawn with replacement": lambda: loader_of(
@@ -832,6 +839,7 @@ UNCERTAIN = {
     ),
     "a sampler of one's own": lambda: loader_of(DEV, sampler=Halving()),
     "a stream in two workers": lambda: DataLoader(Stream(), 20, num_workers=2),
+    "half a stream in two workers": lambda: DataLoader(HalfInWorkers(), 20, num_workers=2),
 }
 
 
