@@ -1,5 +1,6 @@
 """What every test gets: a folder of its own, a clock that is set by hand, and a look at what is left behind."""
 
+import gc
 import random
 import threading
 from datetime import datetime, timezone
@@ -15,12 +16,24 @@ from trackmetrics.engine import Clock, Engine
 from trackmetrics.instruments import events
 from trackmetrics.instruments.criteria import CRITERIA
 
+for helper in ("oracle", "metrics_by_hand"):
+    pytest.register_assert_rewrite(helper)  # so that what they assert is shown with its values
+
+
+def pytest_collection_finish():
+    """Set apart what was imported: a run looks for optimizers among all that the garbage collector knows."""
+    import torch._dynamo  # noqa: F401  an optimizer's first step would load it
+
+    gc.collect()
+    gc.freeze()
+
 
 def _process_wide_state():
     """Everything that tracking patches, hooks or switches for the whole process."""
     return {
         "criteria": {criterion.name: getattr(criterion.owner, criterion.name) for criterion in CRITERIA},
         "torch.autograd.backward": torch.autograd.backward,
+        "the engine's backward": torch.autograd._engine_run_backward,
         "GradScaler.scale": torch.amp.GradScaler.scale,
         "GradScaler.step": torch.amp.GradScaler.step,
         "Optimizer.__init__": torch.optim.Optimizer.__init__,
@@ -38,6 +51,15 @@ def _process_wide_state():
         # A loader's workers leave their queue's feeder to end when it likes.
         "threads": sorted(item.name for item in threading.enumerate() if "QueueFeeder" not in item.name),
     }
+
+
+@pytest.fixture(autouse=True, scope="session")
+def a_small_heap():
+    """A run looks once through what the garbage collector knows: not through pytest's own hundreds of thousands."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ import asyncio
 import copy
 import inspect
 import json
+import pickle
 import threading
 from pathlib import Path
 
@@ -127,6 +128,29 @@ def test_methods_of_each_kind_keep_their_kind(kind):
     assert record.epochs[0].train_loss is not None
     assert record.final_results is not None
     assert "self" not in record.metadata.hyperparameters.training
+
+
+@tracked_training("pickled")
+def pickled(train, dev):
+    return train_plain(train, dev)
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda function: pickle.loads(pickle.dumps(function))])
+def test_a_decorated_function_is_pickled_and_copied_as_any_function_is(again):
+    """By its name, as what starts processes wants it; a copy is the function itself, and a method's has its object."""
+    assert again(pickled) is pickled
+    assert b"trackmetrics" not in pickle.dumps(pickled)
+    trainer = Trainer()
+    trainer.mark = 7
+    for kind in ("method", "static_inside", "static_outside", "class_inside", "class_outside"):
+        for holder in (Trainer, trainer):
+            if (holder, kind) != (Trainer, "method"):
+                bound = again(getattr(holder, kind))
+                result = bound(toy.loader(), dev=toy.loader(8, seed=1))
+                owner = result[0] if isinstance(result, tuple) else None
+                assert owner is None or owner is Trainer or owner.mark == 7
+    assert again(Trainer.method)(trainer, toy.loader(), toy.loader(8, seed=1))[0] is trainer
+    assert again({"fit": pickled})["fit"] is pickled
 
 
 def test_a_coroutine_stays_a_coroutine():

@@ -28,7 +28,8 @@ from hypothesis import strategies as st
 from strict_json import strict_loads
 
 from trackmetrics.errors import InvalidNameError, MetricsFileError, OutputError, PathInUseError
-from trackmetrics.metrics_file import DESCRIBING_KEYS, MetricsFile, check_name, encode_record, load_run
+from trackmetrics.metrics_file import DESCRIBING_KEYS, MetricsFile, encode_record, load_run
+from trackmetrics.names import check_name
 from trackmetrics.record import EpochRecord, FinalInference, FinalResults, Metadata, RunRecord
 
 NAME = "t_training_metrics.json"

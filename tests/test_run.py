@@ -20,6 +20,7 @@ import trackmetrics.assessment
 from trackmetrics import Tracker, TrackmetricsWarning, load_run, tracked_training, tracker
 from trackmetrics.errors import ArgumentError, RunStateError
 from trackmetrics.instruments.gradient_norm import GradientNorm
+from trackmetrics.instruments.trained_parameters import TrainedParameters
 from trackmetrics.instruments.training_metrics import TrainingMetrics
 
 no_attention = pytest.mark.filterwarnings("ignore:final_inference.attention_weights")
@@ -349,7 +350,7 @@ def test_an_epoch_left_by_an_exception_has_no_record():
     ("instrument", "method", "lost"),
     [
         (GradientNorm, "measure", {"gradient_norm"}),
-        (GradientNorm, "prepare", {"gradient_norm"}),
+        (TrainedParameters, "prepare", {"gradient_norm"}),
         (GradientNorm, "take", {"gradient_norm"}),
         (TrainingMetrics, "criterion_called", {"train_loss", "train_accuracy", "dev_accuracy"}),
         (TrainingMetrics, "backward_ended", {"train_loss", "train_accuracy", "dev_accuracy"}),

@@ -138,10 +138,14 @@ class Assessment:
         nothing_trained = "no backward was seen in the epoch"
         no_accuracy = self._training.pairing is not None and not self._training.pairing.has_accuracy
         nothing_finite = "no step has a finite norm" if observation.norm.steps else nothing_trained
+        by_hand = (
+            "no optimizer stepped, and gradients of torch.autograd.grad that the loop applies itself can't be seen"
+        )
+        unseen = nothing_finite if observation.norm.steps else by_hand
         reasons = {
             "train_loss": observation.loss_fault or nothing_trained,
             "train_accuracy": observation.accuracy_fault or ("" if no_accuracy else nothing_trained),
-            "gradient_norm": observation.norm_fault or nothing_finite,
+            "gradient_norm": observation.norm_fault or (unseen if observation.loss is not None else nothing_finite),
         }
         mends = {
             "train_loss": "say it with `epoch.update(loss=loss, target=target)`",
@@ -215,7 +219,7 @@ class Assessment:
         if evaluate is None:
             assert pairing is not None
             return evaluation.accuracy(self._model, data, pairing)
-        with undisturbed(self._model, data), heard_by(None):
+        with undisturbed(self._model, data, evaluate), heard_by(None):
             return float(evaluate(self._model, data))
 
     def _why_no_model(self) -> str:
@@ -314,7 +318,7 @@ class Assessment:
     def _finalized(self, finalize: Callable[[Any, Any], Any], found: Found) -> FinalInference:
         assert self._model is not None
         raw = found.data if found.role == "example" else final_inference.raw_example(found.data)
-        with undisturbed(self._model, found.data), heard_by(None):
+        with undisturbed(self._model, found.data, finalize), heard_by(None):
             result = finalize(self._model, raw)
         return _as_inference(result)
 

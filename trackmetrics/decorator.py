@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import operator
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -64,28 +67,56 @@ def tracked_training(task: str, **options: Unpack[OptionValues]) -> Callable[[_F
                 kwargs["tracker"] = run
             return run
 
-        if inspect.iscoroutinefunction(inner):
+        async def awaited(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            run = run_of(wrapped, args, kwargs)
+            if run is None:
+                return await wrapped(*args, **kwargs)
+            with run:
+                return run._returns(await wrapped(*args, **kwargs))
 
-            @wrapt.decorator
-            async def call(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-                run = run_of(wrapped, args, kwargs)
-                if run is None:
-                    return await wrapped(*args, **kwargs)
-                with run:
-                    return run._returns(await wrapped(*args, **kwargs))
-        else:
+        def called(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            run = run_of(wrapped, args, kwargs)
+            if run is None:
+                return wrapped(*args, **kwargs)
+            with run:
+                return run._returns(wrapped(*args, **kwargs))
 
-            @wrapt.decorator
-            def call(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-                run = run_of(wrapped, args, kwargs)
-                if run is None:
-                    return wrapped(*args, **kwargs)
-                with run:
-                    return run._returns(wrapped(*args, **kwargs))
-
-        return cast(_Function, call(function))
+        return cast(_Function, _Tracked(function, awaited if inspect.iscoroutinefunction(inner) else called))
 
     return decorate
+
+
+class _TrackedMethod(wrapt.BoundFunctionWrapper):  # type: ignore[type-arg]
+    """A decorated function bound to its object, or looked up in its class."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        owner = self._self_instance
+        if owner is None:  # a static method, or one looked up in its class
+            owner = operator.attrgetter(self.__qualname__.rpartition(".")[0])(sys.modules[self.__module__])
+        return getattr, (owner, self.__name__)
+
+    def __copy__(self) -> Any:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        if self._self_instance is None:
+            return self
+        return getattr(copy.deepcopy(self._self_instance, memo), self.__name__)
+
+
+class _Tracked(wrapt.FunctionWrapper):  # type: ignore[type-arg]
+    """A decorated function: pickled by its name and copied as itself, as any function is."""
+
+    __bound_function_wrapper__ = _TrackedMethod
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.__qualname__
+
+    def __copy__(self) -> Any:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self
 
 
 def _inner(function: Any) -> Any:

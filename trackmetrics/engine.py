@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -37,19 +38,18 @@ class Clock:
 class Engine:
     """One live run, between entering and leaving; nothing of it stays afterwards but its `record`.
 
-    Entering takes the file (`OutputError`, `PathInUseError`) and begins to listen. `on_steps` is told, between two
-    training steps, that at least one more is complete.
+    Entering takes the file (`OutputError`, `PathInUseError`) and begins to listen.
     """
 
     clock = Clock()
 
-    def __init__(self, options: Options, arguments: Mapping[str, Any], on_steps: Callable[[], None]) -> None:
+    def __init__(self, options: Options, arguments: Mapping[str, Any]) -> None:
         timestamp = self.clock.now().astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         self.record = RunRecord(Metadata(options.task, timestamp))
         self.file = MetricsFile(options.folder, options.file_part)
         self._options = options
         self._notices = Notices()
-        self._training = Training(self._instrument_failed, on_steps)
+        self._training = Training(functools.partial(_instrument_failed, self._notices))
         self._assessment = Assessment(options, self._training, self._notices, arguments, self.clock.monotonic)
         self._progress = ProgressLines(options.progress)
         self._summaries: list[dict[str, Any]] = []
@@ -70,6 +70,10 @@ class Engine:
     def completed_steps(self) -> int:
         """How many training steps are over since the run began."""
         return self._training.completed_steps
+
+    def tell_steps(self, on_steps: Callable[[], None] | None) -> None:
+        """Call `on_steps` between two training steps, whenever at least one more is complete; None for nobody."""
+        self._training.on_steps = on_steps
 
     @property
     def watch(self) -> Callable[[Any], None]:
@@ -174,9 +178,6 @@ class Engine:
     def _elapsed(self) -> float:
         return self.clock.monotonic() - self._started
 
-    def _instrument_failed(self, name: str, error: Exception) -> None:
-        self._notices.say(name, f"{name} is null from here on: the instrument failed with {error!r}")
-
     @contextlib.contextmanager
     def _spared(self, what: str) -> Iterator[None]:
         """A fault of ours in this block costs `what`, never the training."""
@@ -184,6 +185,10 @@ class Engine:
             yield
         except Exception as error:
             self._notices.say(what, f"{what} could not be had: {error!r}")
+
+
+def _instrument_failed(notices: Notices, name: str, error: Exception) -> None:
+    notices.say(name, f"{name} is null from here on: the instrument failed with {error!r}")
 
 
 def _ended_by(error: BaseException) -> dict[str, Any]:

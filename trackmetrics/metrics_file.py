@@ -9,44 +9,20 @@ import contextlib
 import datetime
 import os
 import socket
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import filelock
 import numpy as np
 
-from .errors import InvalidNameError, MetricsFileError, OutputError, PathInUseError, shown
+from .errors import MetricsFileError, OutputError, PathInUseError, shown
 from .json_text import decode, encode, non_finite, restore_non_finite
+from .names import check_name
 from .record import FORMAT_VERSION, RunRecord, record_from_plain, record_to_plain, single_or_double
 
 DESCRIBING_KEYS = ("format_version", "dtypes", "non_finite")  # of the extensions: what they say is about the text
 _SUFFIX = "_training_metrics.json"
-_LONGEST_NAME = 200  # bytes; with the suffix and a temporary file's own, below the 255 that filesystems allow
-
-
-def check_name(role: str, name: Any) -> str:
-    """Give `name` back if it can be part of a file's name, else raise `InvalidNameError`.
-
-    `role` is what the name is for (`task`, `part`) and appears in the message.
-    """
-    mend = f"give a {role} of letters, digits, spaces, '_', '-' and '.', such as 'letter_counting'"
-    if not isinstance(name, str):
-        raise InvalidNameError(f"the {role} is {shown(name)}, of type {type(name).__name__}; {mend}")
-    if not name.strip():
-        raise InvalidNameError(f"the {role} is empty ({name!r}); {mend}")
-    if "/" in name or "\\" in name or name.startswith("."):
-        raise InvalidNameError(f"the {role} {name!r} looks like a path; {mend} (the folder goes into output_dir=)")
-    if not name.isprintable():
-        raise InvalidNameError(f"the {role} {name!r} holds a character that can't be printed; {mend}")
-    if ":" in name and sys.platform == "win32":
-        raise InvalidNameError(f"the {role} {name!r} holds a ':', which names a drive or a stream; {mend}")
-    length = len(name.encode("utf-8", "surrogatepass"))
-    if length > _LONGEST_NAME:
-        raise InvalidNameError(f"the {role} {name[:40]!r}... is {length} bytes long; give {_LONGEST_NAME} at most")
-    return name
 
 
 class MetricsFile:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict
 
 from .errors import ArgumentError, shown
-from .metrics_file import check_name
+from .names import check_name
 from .plain import NotPlainError, to_plain
 
 

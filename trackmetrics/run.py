@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from .errors import ArgumentError, RunStateError
 from .options import Options, OptionValues, make_options
-from .record import RunRecord
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
     from .engine import Engine
     from .instruments.said_values import SaidValues
+    from .record import RunRecord
 
 _Result = TypeVar("_Result")
 
@@ -79,7 +79,7 @@ class Tracker:
             if not _disabled():
                 from .engine import Engine  # this is where torch is imported
 
-                engine = Engine(self._options, self._arguments or {}, self._steps_completed)
+                engine = Engine(self._options, self._arguments or {})
                 stack.enter_context(engine.running())
                 self._engine, self._path = engine, str(engine.file.path)
             stack.callback(_reset, _current.set(self))
@@ -93,6 +93,7 @@ class Tracker:
         with self._stack:
             engine, returned = self._engine, self._returned
             self._state, self._arguments, self._returned, self._open = "ended", None, None, None
+            self._options = make_options(self._options.task, {})  # lets go of the data and functions among them
             try:
                 if engine is not None and error is not None:
                     engine.failed(error)
@@ -155,10 +156,6 @@ class Tracker:
 
     def _end(self) -> None:
         self._open = None
-
-    def _steps_completed(self) -> None:
-        if isinstance(self._open, StepEpochs):
-            self._open._steps_completed()
 
     def _check_running(self, call: str) -> None:
         if self._state != "running":
@@ -240,6 +237,7 @@ class StepEpochs(_Sayable):
         if self._engine is not None:
             self._frame = sys._getframe(1)
             self._begin_record(self._engine)
+            self._engine.tell_steps(self._steps_completed)
         return self
 
     def _begin_record(self, engine: Engine) -> None:
@@ -262,6 +260,7 @@ class StepEpochs(_Sayable):
         self._run._end()
         if engine is None:
             return False
+        engine.tell_steps(None)
         nothing_left = bool(engine.record.epochs) and engine.completed_steps == self._begun_at
         if error is not None or nothing_left:
             engine.epoch_abandoned()

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import toy
-from data_kinds import READABLE, UNREADABLE, join_feeders
+from data_kinds import READABLE, join_feeders
 from lookup import Lookup, best, learned, share, table
 from torch import nn
 from torch.nn import functional as F
@@ -35,31 +35,6 @@ def _by_hand(indices, rows=TABLE):
 
 def _batch_of(count=4, classes=3):
     return learned(lambda: F.cross_entropy(torch.zeros(count, classes), torch.zeros(count, dtype=torch.long)))
-
-
-READS_DICTS = ("a collate function of one's own", "dicts")
-
-
-@pytest.mark.parametrize("name", READABLE)
-def test_accuracy_is_each_examples_share_whatever_holds_them(name):
-    """Over a loader, dataset or list of any form, the accuracy is that of its examples, each counted once."""
-    make, indices = READABLE[name]
-    model = Lookup(TABLE)
-    if name in READS_DICTS:
-        model = ByKeyword(TABLE)
-    assert accuracy(model, make(), _batch_of()) == pytest.approx(_by_hand(indices), abs=1e-12)
-
-
-class ByKeyword(Lookup):
-    def forward(self, input_ids):
-        return super().forward(input_ids)
-
-
-@pytest.mark.parametrize("make", [make for make, _ in UNREADABLE.values()], ids=UNREADABLE)
-def test_what_cant_be_read_has_no_accuracy(make):
-    """A set that can't be read raises, rather than giving a number."""
-    with pytest.raises(UnreadableError):
-        accuracy(Lookup(TABLE), make(), _batch_of())
 
 
 # What the training showed of the shapes

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::trackmetrics.TrackmetricsWarnin
 
 PATCHED = [
     *((criterion.owner, criterion.name) for criterion in CRITERIA),
-    (torch.autograd, "backward"),
+    (torch.autograd, "_engine_run_backward"),
     (torch.amp.GradScaler, "scale"),
     (torch.amp.GradScaler, "step"),
     (torch.optim.Optimizer, "__init__"),
@@ -49,7 +49,7 @@ class Heard(events.Listener):
     def criterion_called(self, criterion, arguments, result):
         self.names.append(criterion.function)
 
-    def backward_begins(self, roots):
+    def backward_begins(self, roots, inputs, retains):
         self.names.append("backward begins")
 
     def backward_ended(self, completed):

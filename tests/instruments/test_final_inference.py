@@ -1,6 +1,7 @@
 """The final inference: the first dev example through the trained model, every number as an own computation has it."""
 
 import math
+from collections import UserList
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -177,16 +178,12 @@ def test_a_model_that_answers_labels_with_its_loss_is_asked_without():
 # The first example
 
 
-class Given(list):
-    """What a model was given; a plain list among its attributes would be put back after the forward."""
-
-
 class Recording(Lookup):
-    """Keeps the shapes that it is given."""
+    """Keeps the shapes that it is given, in a list that isn't put back after the forward."""
 
     def __init__(self, rows):
         super().__init__(rows)
-        self.given = Given()
+        self.given = UserList()
 
     def forward(self, numbers):
         self.given.append((tuple(numbers.shape), self.training, torch.is_grad_enabled()))

@@ -9,6 +9,7 @@ from torch import nn
 from trackmetrics.instruments.gradient_norm import GradientNorm
 from trackmetrics.instruments.guard import Guard
 from trackmetrics.instruments.steps import Steps
+from trackmetrics.instruments.trained_parameters import TrainedParameters
 from trackmetrics.instruments.training_metrics import TrainingMetrics
 
 pytestmark = pytest.mark.filterwarnings("ignore::trackmetrics.TrackmetricsWarning")
@@ -31,12 +32,14 @@ def train(notes, model, optimizer):
                 optimizer.step()
 
 
-OF_NORM = ("add_optimizer", "prepare", "measure", "has_optimizer", "include", "complete", "end_step", "take")
+OF_PARAMETERS = ("add_optimizer", "prepare", "arrived", "trained", "has_optimizer")
+OF_NORM = ("measure", "include", "end_step", "take")
 OF_METRICS = ("criterion_called", "backward_begins", "backward_ended", "end_step", "take")
 OF_STEPS = ("between_backwards", "backward_begins", "backward_ended", "optimizer_steps", "optimizer_stepped")
 
 
 FAULTS = [
+    *((TrainedParameters, name, 1) for name in OF_PARAMETERS),
     *((GradientNorm, name, 1) for name in OF_NORM),
     *((TrainingMetrics, name, 1) for name in OF_METRICS),
     *((Steps, name, 1) for name in OF_STEPS),
@@ -67,7 +70,7 @@ def test_a_fault_costs_its_own_number_alone(monkeypatch, kind, method, at_call):
         assert tracked.epochs[-1].train_loss is None
         assert "its instrument failed" in tracked.warned_of("train_loss")[0]
         assert_norms(tracked, notes)
-    if kind is GradientNorm:
+    if kind in (GradientNorm, TrainedParameters):
         assert tracked.epochs[-1].gradient_norm is None
         losses = [epoch.train_loss for epoch in tracked.epochs]
         assert losses == [pytest.approx(expected.loss, rel=1e-6) for expected in notes.epochs]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from trackmetrics.instruments import events
-from trackmetrics.instruments.criteria import Call
+from trackmetrics.instruments.criteria import Call, Made
 from trackmetrics.instruments.pairing import Pairing, PairingError, are_log_probs, are_probabilities
 
 
@@ -17,7 +17,7 @@ class _Calls(events.Listener):
         self.calls = []
 
     def criterion_called(self, criterion, arguments, result):
-        self.calls.append(Call(criterion, arguments, result))
+        self.calls.append(Call(Made.of(criterion, arguments, result)))
 
 
 def learned(criterion, *arguments, **settings):

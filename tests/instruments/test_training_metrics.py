@@ -4,495 +4,51 @@ import gc
 import json
 import math
 import weakref
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import NORM_TOLERANCE, Notes, one_thread, run_tracked, run_untracked, tracking  # noqa: F401  a fixture
+from metrics_by_hand import (
+    CLASSES,
+    WEIGHTS,
+    assert_metrics,
+    assert_style,
+    batches,
+    classes_by_hand,
+    classes_for,
+    linear,
+    note_classes,
+    training,
+)
+from oracle import Notes, assert_norms, one_thread, run_tracked, run_untracked, tracking  # noqa: F401  a fixture
 from torch import nn
-from torch.nn.functional import cross_entropy as imported_by_name
+from torch.utils.checkpoint import checkpoint
 
-from trackmetrics.instruments.training_metrics import DeviceMean
+from trackmetrics.instruments.criteria import Call
+from trackmetrics.instruments.epoch_means import DeviceMean
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::trackmetrics.TrackmetricsWarning"),
     pytest.mark.filterwarnings("ignore:reduction. .mean. divides the total loss:UserWarning"),
 ]
 
-CLASSES = 3
-WEIGHTS = (0.5, 2.0, 1.25)
-
-
-def assert_metrics(tracked, notes):
-    """Each epoch's loss is that in `notes` to a relative 1e-6, and its accuracy exactly."""
-    assert len(tracked.epochs) == len(notes.epochs)
-    for epoch, expected in zip(tracked.epochs, notes.epochs, strict=True):
-        assert epoch.train_loss == pytest.approx(expected.loss, rel=NORM_TOLERANCE, nan_ok=True)
-        assert epoch.train_accuracy == expected.accuracy
-
-
-def assert_style(style):
-    """A style's tracked run says what its untracked run noted; give the tracked run."""
-    notes, _ = run_untracked(style)
-    tracked = run_tracked(style)
-    assert_metrics(tracked, notes)
-    return tracked
-
-
-def batches(*sizes, features=4, seed=1):
-    """Inputs of the given batch sizes; by default two full batches and a short last one."""
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(size, features, generator=generator) for size in sizes or (4, 4, 2)]
-
-
-def linear(outputs=CLASSES, features=4):
-    def build():
-        model = nn.Linear(features, outputs)
-        return model, torch.optim.SGD(model.parameters(), lr=0.5)
-
-    return build
-
-
-def classes_for(inputs, seed=2):
-    return torch.randint(CLASSES, (len(inputs),), generator=torch.Generator().manual_seed(seed + len(inputs)))
-
-
-# What a criterion is by hand, in float64: the sum of its targets' losses, what the mean divides by, targets, right
-
-
-def log_softmax_by_hand(scores):
-    scores = scores.detach().double()
-    return scores - scores.exp().sum(1, keepdim=True).log()
-
-
-def classes_by_hand(scores, target, weights=(1.0,) * CLASSES, ignored=-100, smoothing=0.0, log_probs=None):
-    """Class targets `[N]` or `[N, L]` for scores `[N, C]` or `[N, C, L]`, one target after the other."""
-    log_probs = log_softmax_by_hand(scores) if log_probs is None else log_probs
-    rows = log_probs.movedim(1, -1).reshape(-1, log_probs.shape[1]).tolist()
-    total = divisor = targets = right = 0
-    for row, wanted in zip(rows, target.flatten().tolist(), strict=True):
-        if wanted == ignored:
-            continue
-        smooth = -math.fsum(weight * value for weight, value in zip(weights, row, strict=False)) / len(row)
-        total += (1 - smoothing) * weights[wanted] * -row[wanted] + smoothing * smooth
-        divisor += weights[wanted]
-        targets += 1
-        right += row.index(max(row)) == wanted
-    return total, divisor, targets, right
-
-
-def classes_style(criterion, by_hand=classes_by_hand, change_target=lambda target: target, build=None):
-    """Train a linear classifier with a criterion; note the loss and accuracy that `by_hand` gives."""
-
-    def train(notes, model, optimizer):
-        for _ in range(2):
-            with notes.epoch():
-                for inputs in batches():
-                    target = change_target(classes_for(inputs))
-                    optimizer.zero_grad()
-                    scores = model(inputs)
-                    total, divisor, targets, right = by_hand(scores, target)
-                    notes.loss(total / divisor if divisor else 0.0, targets)
-                    notes.predicted(right, targets)
-                    criterion(scores, target).backward()
-                    optimizer.step()
-
-    return build or linear(), train
-
-
-def some_ignored(index):
-    def change(target):
-        target = target.clone()
-        target[0] = index
-        return target
-
-    return change
-
-
-def weighted(scores, target):
-    return classes_by_hand(scores, target, WEIGHTS)
-
-
-def ignoring_one(scores, target):
-    return classes_by_hand(scores, target, ignored=1)
-
-
-def ignoring_default(scores, target):
-    return classes_by_hand(scores, target)
-
-
-def all_at_once(scores, target):
-    return classes_by_hand(scores, target, WEIGHTS, ignored=-1, smoothing=0.2)
-
-
-W = torch.tensor(WEIGHTS)
-CLASS_CRITERIA = {
-    "mean": (F.cross_entropy,),
-    "sum": (lambda scores, target: F.cross_entropy(scores, target, reduction="sum"),),
-    "none": (lambda scores, target: F.cross_entropy(scores, target, reduction="none").mean(),),
-    "none-summed": (lambda scores, target: F.cross_entropy(scores, target, reduction="none").sum() / 7,),
-    "module": (nn.CrossEntropyLoss(),),
-    "imported-by-name": (imported_by_name,),
-    "keywords": (lambda scores, target: F.cross_entropy(target=target, input=scores),),
-    "nll": (lambda scores, target: F.nll_loss(scores.log_softmax(1), target),),
-    "nll-module-sum": (lambda scores, target: nn.NLLLoss(reduction="sum")(F.log_softmax(scores, 1), target),),
-    "weight": (lambda scores, target: F.cross_entropy(scores, target, W), weighted),
-    "weight-sum": (lambda scores, target: F.cross_entropy(scores, target, W, reduction="sum"), weighted),
-    "weight-none": (lambda scores, target: F.cross_entropy(scores, target, W, reduction="none").mean(), weighted),
-    "weight-nll": (lambda scores, target: F.nll_loss(scores.log_softmax(1), target, W), weighted),
-    "ignore_index": (lambda scores, target: F.cross_entropy(scores, target, ignore_index=1), ignoring_one),
-    "ignore_index-sum": (
-        lambda scores, target: F.cross_entropy(scores, target, ignore_index=1, reduction="sum"),
-        ignoring_one,
-    ),
-    "ignore_index-none": (
-        lambda scores, target: F.cross_entropy(scores, target, ignore_index=1, reduction="none").sum(),
-        ignoring_one,
-    ),
-    "ignore_index-default": (F.cross_entropy, ignoring_default, some_ignored(-100)),
-    "label_smoothing": (
-        lambda scores, target: F.cross_entropy(scores, target, label_smoothing=0.2),
-        lambda scores, target: classes_by_hand(scores, target, smoothing=0.2),
-    ),
-    "label_smoothing-weight-ignore_index": (
-        lambda scores, target: F.cross_entropy(scores, target, W, ignore_index=-1, label_smoothing=0.2),
-        all_at_once,
-        some_ignored(-1),
-    ),
-    "label_smoothing-weight-ignore_index-sum": (
-        lambda scores, target: F.cross_entropy(
-            scores, target, W, ignore_index=-1, label_smoothing=0.2, reduction="sum"
-        ),
-        all_at_once,
-        some_ignored(-1),
-    ),
-    "divided": (lambda scores, target: F.cross_entropy(scores, target) / 4,),
-    "with-weight-decay-by-hand": (lambda scores, target: F.cross_entropy(scores, target) + 0.1 * scores.pow(2).sum(),),
-}
-
-
-@pytest.mark.parametrize("case", CLASS_CRITERIA.values(), ids=CLASS_CRITERIA)
-def test_class_criteria(case):
-    """Whatever the reduction, the weights and the targets ignored: the loss a target, and the share predicted right."""
-    tracked = assert_style(classes_style(*case))
-    assert not tracked.warned_of("train_loss")
-    assert not tracked.warned_of("train_accuracy")
-
-
-def in_place(change):
-    def criterion(scores, target):
-        loss = F.cross_entropy(scores, target)
-        change(loss)
-        return loss
-
-    return criterion
-
 
 @pytest.mark.parametrize(
     "change",
-    [
-        lambda loss: loss.div_(4),
-        lambda loss: loss.add_(1.5),
-        lambda loss: loss.mul_(torch.tensor(3.0)),
-    ],
+    [lambda loss: loss.div_(4), lambda loss: loss.add_(1.5), lambda loss: loss.mul_(torch.tensor(3.0))],
+    ids=["divided", "a penalty added", "scaled"],
 )
 def test_a_loss_changed_in_place_keeps_its_value(change):
     """`loss /= k` and `loss += penalty` write into the criterion's own result: its value is the one it returned."""
-    assert_style(classes_style(in_place(change)))
 
+    def step(notes, scores, inputs):
+        target = classes_for(inputs)
+        note_classes(notes, scores, target)
+        return change(F.cross_entropy(scores, target))
 
-def test_the_loss_tensor_overwritten_after_backward_keeps_its_value():
-    """A loop that zeroes or reuses its loss after the backward changes nothing in the figure."""
-
-    def train(notes, model, optimizer):
-        with notes.epoch():
-            for inputs in batches():
-                target = classes_for(inputs)
-                optimizer.zero_grad()
-                scores = model(inputs)
-                total, divisor, targets, right = classes_by_hand(scores, target)
-                notes.loss(total / divisor, targets)
-                notes.predicted(right, targets)
-                loss = F.cross_entropy(scores, target)
-                loss.backward()
-                optimizer.step()
-                loss.data.zero_()
-
-    assert_style((linear(), train))
-
-
-def masked_style(reduce):
-    """A user's own mask over unreduced losses: what it leaves out is no target."""
-
-    def train(notes, model, optimizer):
-        with notes.epoch():
-            for inputs in batches():
-                target = classes_for(inputs)
-                mask = torch.arange(len(inputs)) % 2 == 0
-                optimizer.zero_grad()
-                scores = model(inputs)
-                total, divisor, targets, right = classes_by_hand(scores[mask], target[mask])
-                notes.loss(total / divisor, targets)
-                notes.predicted(right, targets)
-                reduce(F.cross_entropy(scores, target, reduction="none"), mask).backward()
-                optimizer.step()
-
-    return linear(), train
-
-
-@pytest.mark.parametrize(
-    "reduce",
-    [
-        lambda losses, mask: (losses * mask).sum() / mask.sum(),
-        lambda losses, mask: losses[mask].mean(),
-        lambda losses, mask: losses.masked_fill(~mask, 0).sum(),
-    ],
-)
-def test_a_mask_over_unreduced_losses_takes_targets_out(reduce):
-    """With reduction `none`, a target that the user masks counts neither for the loss nor for the accuracy."""
-    assert_style(masked_style(reduce))
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_targets_of_several_dimensions(reduction):
-    """`[N, C, L]` scores for `[N, L]` targets: each of the N*L targets counts, the ignored ones don't."""
-
-    def train(notes, model, optimizer):
-        with notes.epoch():
-            for inputs in batches():
-                target = torch.stack([classes_for(inputs, seed) for seed in (2, 3, 4, 5)], 1)
-                target[0, 1:3] = -100
-                optimizer.zero_grad()
-                scores = model(inputs).view(-1, CLASSES, 4)
-                total, divisor, targets, right = classes_by_hand(scores, target)
-                notes.loss(total / divisor, targets)
-                notes.predicted(right, targets)
-                F.cross_entropy(scores, target, reduction=reduction).sum().backward()
-                optimizer.step()
-
-    assert_style((linear(CLASSES * 4), train))
-
-
-def test_a_single_prediction_without_a_batch():
-    """`nll_loss` of one row of scores `[C]` and a target without dimensions, as a loop over examples calls it."""
-
-    def train(notes, model, optimizer):
-        with notes.epoch():
-            for example in batches(6)[0]:
-                target = classes_for(example[:1])[0]
-                optimizer.zero_grad()
-                scores = model(example)
-                total, divisor, targets, right = classes_by_hand(scores[None], target[None])
-                notes.loss(total / divisor, targets)
-                notes.predicted(right, targets)
-                F.nll_loss(scores.log_softmax(0), target).backward()
-                optimizer.step()
-
-    assert_style((linear(), train))
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_a_batch_whose_targets_are_all_ignored_weighs_nothing(reduction):
-    """Its mean is one over nothing, which torch calls NaN: it neither poisons the epoch's loss nor counts in it."""
-
-    def train(notes, model, optimizer):
-        with notes.epoch():
-            for number, inputs in enumerate(batches()):
-                target = classes_for(inputs)
-                optimizer.zero_grad()
-                scores = model(inputs)
-                if number == 1:
-                    target[:] = -100
-                else:
-                    total, divisor, targets, right = classes_by_hand(scores, target)
-                    notes.loss(total / divisor, targets)
-                    notes.predicted(right, targets)
-                F.cross_entropy(scores, target, reduction=reduction).sum().backward()
-                optimizer.step()
-
-    assert_style((linear(), train))
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_soft_targets_have_a_loss_and_no_accuracy(reduction):
-    """Probabilities as targets: a row is a target; the accuracy is null, and that is said."""
-
-    def train(notes, model, optimizer):
-        with notes.epoch():
-            for inputs in batches():
-                target = torch.randn(len(inputs), CLASSES).softmax(1)
-                optimizer.zero_grad()
-                scores = model(inputs)
-                losses = -(target.double() * log_softmax_by_hand(scores)).sum(1)
-                notes.loss(losses.mean(), len(losses))
-                F.cross_entropy(scores, target, reduction=reduction).backward()
-                optimizer.step()
-
-    tracked = assert_style((linear(), train))
-    assert tracked.warned_of("train_accuracy") == [
-        "train_accuracy is null: the targets are probabilities, not classes; "
-        "say it with `epoch.update(output=output, target=target)`"
-    ]
-
-
-# Binary targets
-
-
-def binary_by_hand(probabilities, target, positive_weight=1.0, weights=None):
-    total = right = 0.0
-    weights = [1.0] * target.numel() if weights is None else weights.flatten().tolist()
-    flat = probabilities.detach().double().flatten().tolist()
-    for probability, wanted, weight in zip(flat, target.flatten().tolist(), weights, strict=True):
-        total -= weight * (positive_weight * wanted * math.log(probability) + (1 - wanted) * math.log(1 - probability))
-        right += (probability > 0.5) == (wanted > 0.5)
-    return total, target.numel(), right
-
-
-LABEL_WEIGHTS = torch.tensor([0.5, 2.0, 1.0, 3.0, 0.25])
-BINARY = {
-    "bce-mean": (1, lambda scores, target: F.binary_cross_entropy(scores.sigmoid(), target), {}),
-    "bce-sum": (1, lambda scores, target: F.binary_cross_entropy(scores.sigmoid(), target, reduction="sum"), {}),
-    "bce-module": (5, lambda scores, target: nn.BCELoss()(scores.sigmoid(), target), {}),
-    "logits-mean": (1, F.binary_cross_entropy_with_logits, {}),
-    "logits-none": (
-        5,
-        lambda scores, target: F.binary_cross_entropy_with_logits(scores, target, reduction="none").sum(1).mean(),
-        {},
-    ),
-    "logits-module-multi-label": (5, nn.BCEWithLogitsLoss(), {}),
-    "logits-pos_weight": (
-        5,
-        lambda scores, target: F.binary_cross_entropy_with_logits(scores, target, pos_weight=torch.tensor(3.0)),
-        {"positive_weight": 3.0},
-    ),
-    "logits-weight-sum": (
-        5,
-        lambda scores, target: F.binary_cross_entropy_with_logits(scores, target, LABEL_WEIGHTS, reduction="sum"),
-        {"weights": LABEL_WEIGHTS},
-    ),
-    "lowest-level-by-keyword": (
-        5,
-        lambda scores, target: torch.binary_cross_entropy_with_logits(input=scores, target=target, reduction=2),
-        {},
-    ),
-}
-
-
-@pytest.mark.parametrize(("labels", "criterion", "settings"), BINARY.values(), ids=BINARY)
-def test_binary_and_multi_label(labels, criterion, settings):
-    """Each element is a target, predicted by the threshold one half."""
-
-    def train(notes, model, optimizer):
-        with notes.epoch():
-            for inputs in batches():
-                target = (torch.randn(len(inputs), labels) > 0).float()
-                optimizer.zero_grad()
-                scores = model(inputs)
-                own = dict(settings)
-                if "weights" in own:
-                    own["weights"] = own["weights"].expand(target.shape)
-                total, targets, right = binary_by_hand(scores.sigmoid(), target, **own)
-                notes.loss(total / targets, targets)
-                notes.predicted(right, targets)
-                criterion(scores, target).backward()
-                optimizer.step()
-
-    assert_style((linear(labels), train))
-
-
-def test_soft_binary_targets_have_no_accuracy():
-    """Smoothed labels are no classes: null, and said; the loss is there."""
-
-    def train(notes, model, optimizer):
-        with notes.epoch():
-            for inputs in batches():
-                target = torch.rand(len(inputs), 1)
-                scores = model(inputs)
-                total, targets, _ = binary_by_hand(scores.sigmoid(), target)
-                notes.loss(total / targets, targets)
-                F.binary_cross_entropy_with_logits(scores, target).backward()
-                optimizer.step()
-
-    tracked = assert_style((linear(1), train))
-    assert tracked.warned_of("train_accuracy")
-
-
-# Regression
-
-
-def huber(error, delta=1.0):
-    return error**2 / 2 if abs(error) < delta else delta * (abs(error) - delta / 2)
-
-
-REGRESSION = {
-    "mse": (F.mse_loss, lambda output, target: (output - target) ** 2),
-    "mse-module": (nn.MSELoss(), lambda output, target: (output - target) ** 2),
-    "mse-sum": (
-        lambda output, target: F.mse_loss(output, target, reduction="sum"),
-        lambda output, target: (output - target) ** 2,
-    ),
-    "mse-none": (
-        lambda output, target: F.mse_loss(output, target, reduction="none").sum(1).mean(),
-        lambda output, target: (output - target) ** 2,
-    ),
-    "l1": (F.l1_loss, lambda output, target: abs(output - target)),
-    "huber": (
-        lambda output, target: F.huber_loss(output, target, delta=0.5),
-        lambda output, target: huber(output - target, 0.5),
-    ),
-    "smooth_l1": (nn.SmoothL1Loss(), lambda output, target: huber(output - target)),
-    "poisson_nll": (nn.PoissonNLLLoss(), lambda output, target: math.exp(output) - target * output),
-    "soft_margin": (
-        lambda output, target: F.soft_margin_loss(output, target.sign()),
-        lambda output, target: math.log1p(math.exp(-math.copysign(1, target) * output)),
-    ),
-    "hinge_embedding": (
-        lambda output, target: F.hinge_embedding_loss(output, target.sign(), reduction="sum"),
-        lambda output, target: output if target > 0 else max(0, 1 - output),
-    ),
-}
-
-
-@pytest.mark.parametrize(("criterion", "of_one"), REGRESSION.values(), ids=REGRESSION)
-def test_regression_has_a_loss_and_quietly_no_accuracy(criterion, of_one):
-    """The mean over the target's elements; no accuracy, and no warning about it."""
-
-    def train(notes, model, optimizer):
-        with notes.epoch():
-            for inputs in batches():
-                target = torch.randn(len(inputs), 2) + 0.01
-                optimizer.zero_grad()
-                output = model(inputs)
-                pairs = zip(output.detach().double().flatten().tolist(), target.flatten().tolist(), strict=True)
-                losses = [of_one(*pair) for pair in pairs]
-                notes.loss(math.fsum(losses) / len(losses), len(losses))
-                criterion(output, target).backward()
-                optimizer.step()
-
-    tracked = assert_style((linear(2), train))
-    assert tracked.warned_of("train_loss") == tracked.warned_of("train_accuracy") == []
-
-
-@pytest.mark.parametrize(
-    ("reduction", "terms"), [("batchmean", 1), ("mean", CLASSES), ("sum", 1)], ids=["batchmean", "mean", "sum"]
-)
-def test_kl_divergence(reduction, terms):
-    """A row is a target, its divergence the loss; reduction `mean` keeps its own value, a mean over elements."""
-
-    def train(notes, model, optimizer):
-        with notes.epoch():
-            for inputs in batches():
-                target = torch.randn(len(inputs), CLASSES).softmax(1)
-                optimizer.zero_grad()
-                log_probs = model(inputs).log_softmax(1)
-                wanted = target.double()
-                losses = (wanted * (wanted.log() - log_probs.detach().double())).sum(1)
-                notes.loss(losses.mean() / terms, len(losses))
-                F.kl_div(log_probs, target, reduction=reduction).backward()
-                optimizer.step()
-
-    tracked = assert_style((linear(), train))
-    assert tracked.warned_of("train_loss") == tracked.warned_of("train_accuracy") == []
+    assert_style(training(step))
 
 
 # Losses of the user's own making
@@ -502,20 +58,24 @@ def hinge(scores, target):
     return (1 - scores.gather(1, target[:, None]).squeeze(1)).clamp(min=0)
 
 
-@pytest.mark.parametrize("scaled", [False, True])
-def test_a_hand_written_loss_is_the_scalar_of_the_backward(scaled):
-    """No criterion is called: the backward's own value, less the gradient scaler's factor; no accuracy, and said."""
+@pytest.mark.parametrize("group", [1, 2], ids=["", "accumulated"])
+@pytest.mark.parametrize("scaled", [False, True], ids=["", "scaled"])
+def test_a_hand_written_loss_is_the_scalar_of_the_backward(scaled, group):
+    """No criterion is called: the backwards' own values, less the gradient scaler's factor; no accuracy, and said."""
 
     def train(notes, model, optimizer):
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=1, enabled=scaled)
         with notes.epoch():
-            for inputs in batches():
+            waiting = batches(4, 4, 2, 3)
+            while waiting:
                 optimizer.zero_grad()
-                loss = hinge(model(inputs), classes_for(inputs)).mean()
-                notes.loss(loss)
-                scaler.scale(loss).backward()
+                losses = [hinge(model(inputs), classes_for(inputs)).mean() / group for inputs in waiting[:group]]
+                notes.loss(math.fsum(loss.item() for loss in losses))
+                for loss in losses:
+                    scaler.scale(loss).backward()
                 scaler.step(optimizer)
                 scaler.update()
+                del waiting[:group]
 
     tracked = assert_style((linear(), train))
     assert not tracked.warned_of("train_loss")
@@ -543,63 +103,76 @@ def test_a_hand_written_loss_in_half_precision_keeps_its_digits():
     assert_style((build, train))
 
 
-def test_an_auxiliary_loss_makes_the_scalar_the_loss():
-    """`ce + 0.4*ce` on one target is two calls: the scalar is the loss, and the heads' accuracy is not clear."""
-
-    def train(notes, model, optimizer):
-        with notes.epoch():
-            for inputs in batches():
-                target = classes_for(inputs)
-                optimizer.zero_grad()
-                main, auxiliary = model(inputs).split(CLASSES, 1)
-                loss = F.cross_entropy(main, target) + 0.4 * F.cross_entropy(auxiliary, target)
-                notes.loss(loss, len(inputs))
-                loss.backward()
-                optimizer.step()
-
-    tracked = assert_style((linear(2 * CLASSES), train))
-    assert tracked.warned_of("train_accuracy")
+# Several criteria
 
 
-def test_a_mixture_of_targets_for_one_output_makes_the_scalar_the_loss():
-    """Mixup judges one output by two targets, weighted: two calls, and the scalar is the loss."""
-
-    def train(notes, model, optimizer):
-        with notes.epoch():
-            for inputs in batches():
-                optimizer.zero_grad()
-                scores = model(inputs)
-                first, second = classes_for(inputs), classes_for(inputs, seed=9)
-                loss = 0.3 * F.cross_entropy(scores, first) + 0.7 * F.cross_entropy(scores, second)
-                notes.loss(loss, len(inputs))
-                loss.backward()
-                optimizer.step()
-
-    assert assert_style((linear(), train)).warned_of("train_accuracy")
+def auxiliary(scores, target, inputs):
+    return F.cross_entropy(scores, target) + 0.4 * F.cross_entropy(scores * inputs[:, :1], target)
 
 
-def test_a_class_loss_beside_a_regression_keeps_its_accuracy():
-    """Two criteria of different kinds: the scalar is the loss, and the one with class targets gives the accuracy."""
-
-    def train(notes, model, optimizer):
-        with notes.epoch():
-            for inputs in batches():
-                target = classes_for(inputs)
-                optimizer.zero_grad()
-                scores, rest = model(inputs).split([CLASSES, 1], 1)
-                _, _, targets, right = classes_by_hand(scores, target)
-                loss = F.cross_entropy(scores, target) + F.mse_loss(rest, inputs[:, :1])
-                notes.loss(loss, targets)
-                notes.predicted(right, targets)
-                loss.backward()
-                optimizer.step()
-
-    assert_style((linear(CLASSES + 1), train))
+def mixture(scores, target, inputs):
+    return 0.3 * F.cross_entropy(scores, target) + 0.7 * F.cross_entropy(scores, classes_for(inputs, seed=9))
 
 
-@pytest.mark.parametrize(
-    "join", [sum, lambda losses: sum(losses) / len(losses), lambda losses: torch.stack(losses).sum()]
-)
+def contrast(scores, target, inputs):
+    similar, own = scores @ inputs[:, :CLASSES].t(), torch.arange(len(inputs))
+    return (F.cross_entropy(similar, own) + F.cross_entropy(similar.t(), own)) / 2
+
+
+@pytest.mark.parametrize("loss_of", [auxiliary, mixture, contrast])
+def test_several_judgements_make_the_scalar_the_loss(loss_of):
+    """Heads on one target, targets for one output, rows and columns: the scalar; whose accuracy, isn't clear."""
+
+    def step(notes, scores, inputs):
+        loss = loss_of(scores, classes_for(inputs), inputs)
+        notes.loss(loss, len(inputs))
+        return loss
+
+    assert assert_style(training(step)).warned_of("train_accuracy")
+
+
+def regression(scores, inputs):
+    return F.mse_loss(scores, inputs[:, :CLASSES])
+
+
+def distillation(scores, inputs):
+    return 4 * F.kl_div((scores / 2).log_softmax(1), inputs[:, :CLASSES].softmax(1), reduction="batchmean")
+
+
+def penalty(scores, inputs):
+    """A number of elements that is the same for each batch, however small."""
+    return 0.1 * F.mse_loss(scores.sum(0), torch.zeros(CLASSES)) + 0.1 * F.l1_loss(scores.mean(), torch.zeros(()))
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["class loss first", "class loss last"])
+@pytest.mark.parametrize("beside", [regression, distillation, penalty])
+def test_a_class_loss_beside_another_keeps_its_accuracy_and_its_weight(beside, order):
+    """Criteria of different kinds: the scalar is the loss, by the class targets; they give the accuracy too."""
+
+    def step(notes, scores, inputs):
+        target = classes_for(inputs)
+        of_classes = [lambda: F.cross_entropy(scores, target), lambda: beside(scores, inputs)]
+        loss = sum(make() for make in of_classes[::order])
+        _, _, targets, right = classes_by_hand(scores, target)
+        notes.loss(loss, targets)
+        notes.predicted(right, targets)
+        return loss
+
+    assert_style(training(step))
+
+
+# Several forwards, several backwards
+
+
+JOINED = {
+    "summed": sum,
+    "averaged": lambda losses: sum(losses) / len(losses),
+    "stacked": lambda losses: torch.stack(losses).sum(),
+    "several roots": lambda losses: SimpleNamespace(backward=lambda: torch.autograd.backward(losses)),
+}
+
+
+@pytest.mark.parametrize("join", JOINED.values(), ids=JOINED)
 def test_forwards_joined_into_one_backward_are_their_mean_by_targets(join):
     """Micro-batches of unequal sizes whose losses are added up before one backward: each by its targets."""
 
@@ -610,12 +183,48 @@ def test_forwards_joined_into_one_backward_are_their_mean_by_targets(join):
             for inputs in batches():
                 target = classes_for(inputs)
                 scores = model(inputs)
-                total, divisor, targets, right = classes_by_hand(scores, target)
-                notes.loss(total / divisor, targets)
-                notes.predicted(right, targets)
+                note_classes(notes, scores, target)
                 losses.append(F.cross_entropy(scores, target))
             join(losses).backward()
             optimizer.step()
+
+    assert_style((linear(), train))
+
+
+def test_a_loss_for_each_time_step_is_their_mean():
+    """A recurrent loop judges each column of the targets by itself, in batches of other lengths each time."""
+
+    def train(notes, model, optimizer):
+        with notes.epoch():
+            for length, inputs in zip((3, 5, 2), batches()):
+                optimizer.zero_grad()
+                targets = torch.stack([classes_for(inputs, seed) for seed in range(length)], 1)
+                state, loss = inputs, 0
+                for at in range(length):
+                    scores = model(state)
+                    state = torch.tanh(state + scores.sum(1, keepdim=True))
+                    note_classes(notes, scores, targets[:, at])
+                    loss = loss + F.cross_entropy(scores, targets[:, at])
+                loss.backward()
+                optimizer.step()
+
+    assert_style((linear(), train))
+
+
+def test_batches_of_other_lengths():
+    """Sequences padded to the longest of their batch: each token that counts weighs the same in the epoch."""
+
+    def train(notes, model, optimizer):
+        with notes.epoch():
+            for length in (2, 7, 1, 5, 5, 3):
+                optimizer.zero_grad()
+                inputs = torch.randn(3, length, 4)
+                target = classes_for(inputs.view(-1, 4)).view(3, length)
+                target[1:, (length + 1) // 2 :] = -100
+                scores = model(inputs).transpose(1, 2)
+                note_classes(notes, scores, target)
+                F.cross_entropy(scores, target).backward()
+                optimizer.step()
 
     assert_style((linear(), train))
 
@@ -627,21 +236,18 @@ def test_accumulation_changes_nothing(criterion, in_place):
 
     def train(notes, model, optimizer):
         with notes.epoch():
-            sizes = (4, 4, 2)
             for start in range(2):
                 optimizer.zero_grad()
                 step = 0.0
-                for inputs in batches(*sizes, seed=start):
+                for inputs in batches(4, 4, 2, seed=start):
                     target = classes_for(inputs)
                     scores = model(inputs)
-                    total, divisor, targets, right = classes_by_hand(scores, target)
                     if criterion == "by hand":
                         loss = hinge(scores, target).mean()
                         step += loss.item() / 3
                     else:
                         loss = F.cross_entropy(scores, target)
-                        notes.loss(total / divisor, targets)
-                        notes.predicted(right, targets)
+                        note_classes(notes, scores, target)
                     if in_place:
                         loss /= 3
                     else:
@@ -663,15 +269,13 @@ def test_an_auxiliary_loss_under_accumulation_weighs_by_all_its_targets():
                 optimizer.zero_grad()
                 step = 0.0
                 for inputs in batches(*sizes):
-                    target = classes_for(inputs)
-                    main, auxiliary = model(inputs).split(CLASSES, 1)
-                    loss = (F.cross_entropy(main, target) + 0.4 * F.cross_entropy(auxiliary, target)) / 2
+                    loss = auxiliary(model(inputs), classes_for(inputs), inputs) / 2
                     step += loss.item()
                     loss.backward()
                 notes.loss(step, sum(sizes))
                 optimizer.step()
 
-    assert_style((linear(2 * CLASSES), train))
+    assert_style((linear(), train))
 
 
 def test_two_backwards_through_one_call_count_it_once():
@@ -683,9 +287,7 @@ def test_two_backwards_through_one_call_count_it_once():
                 target = classes_for(inputs)
                 optimizer.zero_grad()
                 scores = model(inputs)
-                total, divisor, targets, right = classes_by_hand(scores, target)
-                notes.loss(total / divisor, targets)
-                notes.predicted(right, targets)
+                note_classes(notes, scores, target)
                 loss = F.cross_entropy(scores, target)
                 loss.backward(retain_graph=number == 0)
                 if number == 0:
@@ -704,14 +306,73 @@ def test_one_call_in_two_steps_counts_in_each():
             for inputs in batches():
                 target = classes_for(inputs)
                 scores = model(inputs)
-                total, divisor, targets, right = classes_by_hand(scores, target)
+                before = scores.detach().clone()
                 loss = F.cross_entropy(scores, target)
                 for keep, stepping in ((True, other), (False, optimizer)):
-                    notes.loss(total / divisor, targets)
-                    notes.predicted(right, targets)
-
+                    note_classes(notes, before, target)
                     loss.backward(retain_graph=keep, inputs=[model.bias])
                     stepping.step()
+
+    assert_style((linear(), train))
+
+
+def test_two_forwards_in_a_step_both_count():
+    """A step that looks twice, as sharpness-aware ones do: a backward reached both batches of predictions."""
+
+    def train(notes, model, optimizer):
+        with notes.epoch():
+            for inputs in batches():
+                target = classes_for(inputs)
+                for factor in (1.0, 1.5):
+                    optimizer.zero_grad()
+                    scores = model(inputs * factor)
+                    note_classes(notes, scores, target)
+                    F.cross_entropy(scores, target).backward()
+                optimizer.step()
+
+    assert_style((linear(), train))
+
+
+def test_a_forward_in_two_pieces_counts_the_one_call_there_is():
+    """Gradients cached between two pieces of a model and handed on by a backward of their own add nothing."""
+
+    def train(notes, model, optimizer):
+        with notes.epoch():
+            for inputs in batches():
+                optimizer.zero_grad()
+                hidden = inputs * model.weight.sum(0)
+                between = hidden.detach().requires_grad_()
+                scores, target = model(between), classes_for(inputs)
+                note_classes(notes, scores, target)
+                F.cross_entropy(scores, target).backward()
+                hidden.backward(between.grad)
+                optimizer.step()
+
+    assert_style((linear(), train))
+
+
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "non-reentrant"])
+@pytest.mark.parametrize("what", ["model", "criterion", "criterion in chunks"])
+def test_checkpointing_counts_each_call_once(what, reentrant):
+    """What is computed again in the backward is the same call, whether the model or the criterion lies inside."""
+
+    def train(notes, model, optimizer):
+        def judged(inputs, target):
+            return F.cross_entropy(model(inputs), target, reduction="sum" if "chunks" in what else "mean")
+
+        with notes.epoch():
+            for inputs in batches(4, 4, 3):
+                inputs, target = inputs.requires_grad_(), classes_for(inputs)
+                optimizer.zero_grad()
+                note_classes(notes, model(inputs), target)
+                if what == "model":
+                    loss = F.cross_entropy(checkpoint(model, inputs, use_reentrant=reentrant), target)
+                else:
+                    size = 2 if "chunks" in what else 4
+                    chunks = zip(inputs.split(size), target.split(size))
+                    loss = sum(checkpoint(judged, *chunk, use_reentrant=reentrant) for chunk in chunks)
+                loss.backward()
+                optimizer.step()
 
     assert_style((linear(), train))
 
@@ -732,9 +393,7 @@ def test_a_closure_counts_its_first_evaluation():
                     optimizer.zero_grad()
                     scores = model(inputs)
                     if not evaluations:
-                        total, divisor, targets, right = classes_by_hand(scores, target)
-                        notes.loss(total / divisor, targets)
-                        notes.predicted(right, targets)
+                        note_classes(notes, scores, target)
                     evaluations.append(1)
                     loss = F.cross_entropy(scores, target)
                     loss.backward()
@@ -745,9 +404,11 @@ def test_a_closure_counts_its_first_evaluation():
     assert_style((build, train))
 
 
-@pytest.mark.parametrize("stepped_by", ["optimizer", "hand"])
-def test_gradients_from_autograd_grad_have_their_criterion_observed(stepped_by):
-    """Where gradients are set by hand from `torch.autograd.grad`, the criterion that it reached is the training's."""
+# Gradients from torch.autograd.grad
+
+
+def by_autograd_grad(stepped_by):
+    """A training without a single backward: gradients are asked for, and applied by an optimizer or by hand."""
 
     def train(notes, model, optimizer):
         for _ in range(2):
@@ -755,9 +416,7 @@ def test_gradients_from_autograd_grad_have_their_criterion_observed(stepped_by):
                 for inputs in batches():
                     target = classes_for(inputs)
                     scores = model(inputs)
-                    total, divisor, targets, right = classes_by_hand(scores, target)
-                    notes.loss(total / divisor, targets)
-                    notes.predicted(right, targets)
+                    note_classes(notes, scores, target)
                     loss = F.cross_entropy(scores, target)
                     gradients = torch.autograd.grad(loss, list(model.parameters()))
                     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
@@ -768,7 +427,23 @@ def test_gradients_from_autograd_grad_have_their_criterion_observed(stepped_by):
                     if stepped_by == "optimizer":
                         optimizer.step()
 
-    assert_style((linear(), train))
+    return linear(), train
+
+
+@pytest.mark.parametrize("stepped_by", ["optimizer", "hand"])
+def test_gradients_from_autograd_grad_have_their_criterion_observed(stepped_by):
+    """Where gradients are set by hand from `torch.autograd.grad`, the criterion that it reached is the training's."""
+    assert_style(by_autograd_grad(stepped_by))
+
+
+def test_gradients_that_only_the_loop_ever_sees_have_no_norm_and_that_is_said():
+    """Neither a backward nor an optimizer touches them: null, no step counted, and the reason names the way out."""
+    tracked = run_tracked(by_autograd_grad("hand"))
+    assert [epoch.gradient_norm for epoch in tracked.epochs] == [None, None]
+    assert tracked.norms["steps"] == 0
+    (message,) = tracked.warned_of("gradient_norm")
+    assert "torch.autograd.grad" in message
+    assert "epoch.log(gradient_norm=norm)" in message
 
 
 def test_a_gradient_penalty_beside_the_backward_is_no_call_of_its_own():
@@ -781,9 +456,7 @@ def test_a_gradient_penalty_beside_the_backward_is_no_call_of_its_own():
                 target = classes_for(inputs)
                 optimizer.zero_grad()
                 scores = model(inputs)
-                total, divisor, targets, right = classes_by_hand(scores, target)
-                notes.loss(total / divisor, targets)
-                notes.predicted(right, targets)
+                note_classes(notes, scores, target)
                 loss = F.cross_entropy(scores, target)
                 (gradient,) = torch.autograd.grad(loss, inputs, create_graph=True)
                 (loss + gradient.pow(2).sum()).backward()
@@ -808,9 +481,7 @@ def test_what_autograd_grad_alone_reached_is_not_counted(both_first):
                     (direction,) = torch.autograd.grad(probe, pushed)
                 optimizer.zero_grad()
                 scores = model(inputs + 0.5 * direction.sign())
-                total, divisor, targets, right = classes_by_hand(scores, target)
-                notes.loss(total / divisor, targets)
-                notes.predicted(right, targets)
+                note_classes(notes, scores, target)
                 loss = F.cross_entropy(scores, target)
                 if both_first:
                     torch.autograd.grad(probe, pushed)
@@ -818,6 +489,88 @@ def test_what_autograd_grad_alone_reached_is_not_counted(both_first):
                 optimizer.step()
 
     assert_style((linear(), train))
+
+
+def test_an_inner_loop_is_none_of_the_steps():
+    """Learning to learn: what the inner loop differentiated with `torch.autograd.grad` leads to the outer loss."""
+
+    def train(notes, model, optimizer):
+        with notes.epoch():
+            for support, query in zip(batches(4, 4, 2), batches(3, 5, 1, seed=7)):
+                weight, bias = model.weight, model.bias
+                for _ in range(2):
+                    inner = F.cross_entropy(F.linear(support, weight, bias), classes_for(support))
+                    slopes = torch.autograd.grad(inner, (weight, bias), create_graph=True)
+                    weight, bias = weight - 0.3 * slopes[0], bias - 0.3 * slopes[1]
+                optimizer.zero_grad()
+                scores, target = F.linear(query, weight, bias), classes_for(query)
+                note_classes(notes, scores, target)
+                F.cross_entropy(scores, target).backward()
+                notes.step(model.parameters())
+                optimizer.step()
+
+    tracked = assert_style((linear(), train))
+    assert_norms(tracked, run_untracked((linear(), train))[0])
+
+
+# Models that compute their loss inside
+
+
+class CausalModel(nn.Module):
+    """A language model in the way of the Hugging Face library: it shifts its labels itself, and pads them at the end.
+
+    Told how many targets its step has in all micro-batches, its loss is a sum over that number.
+    """
+
+    def __init__(self, words=5):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(words, 4), nn.Linear(4, words)
+
+    def forward(self, input_ids, attention_mask=None, labels=None, num_items_in_batch=None):
+        logits = self.head(self.embed(input_ids).cumsum(1))
+        loss = None
+        if labels is not None:
+            shifted = F.pad(labels, (0, 1), value=-100)[..., 1:].contiguous()
+            reduction = "mean" if num_items_in_batch is None else "sum"
+            loss = F.cross_entropy(logits.float().view(-1, logits.shape[-1]), shifted.view(-1), reduction=reduction)
+            loss = loss if num_items_in_batch is None else loss / num_items_in_batch
+        return {"loss": loss, "logits": logits}
+
+
+def causal():
+    model = CausalModel()
+    return model, torch.optim.AdamW(model.parameters(), lr=0.1)
+
+
+def texts(number):
+    """Sequences of other lengths each time, padded with targets that don't count."""
+    length = 3 + number % 4
+    words = torch.randint(5, (2 + number % 2, length), generator=torch.Generator().manual_seed(number))
+    labels = words.clone()
+    labels[0, length - 1 :] = -100
+    return {"input_ids": words, "attention_mask": torch.ones_like(words), "labels": labels}
+
+
+@pytest.mark.parametrize("counted", [False, True], ids=["mean", "num_items_in_batch"])
+@pytest.mark.parametrize("group", [1, 3])
+def test_a_causal_models_shift_is_its_own(group, counted):
+    """Each token is judged by the next one, as the model itself does it, a micro-batch at a time."""
+
+    def train(notes, model, optimizer):
+        for _ in range(2):
+            with notes.epoch():
+                for start in range(0, 7, group):
+                    waiting = [texts(number) for number in range(start, min(start + group, 7))]
+                    items = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in waiting)
+                    for batch in waiting:
+                        output = model(**batch, num_items_in_batch=items if counted else None)
+                        logits, labels = output["logits"][:, :-1].transpose(1, 2), batch["labels"][:, 1:]
+                        note_classes(notes, logits, labels)
+                        (output["loss"] if counted else output["loss"] / len(waiting)).backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+
+    assert_style((causal, train))
 
 
 # What is no training
@@ -848,24 +601,27 @@ def evaluated(model, mode):
     "mode",
     ["eval mode under no_grad", "train mode under no_grad", "inference mode", "gradients on", "detached"],
 )
-def test_an_evaluation_inside_the_epoch_is_never_counted(mode):
-    """A criterion call that no backward reached is no training, before, between and after the steps."""
+@pytest.mark.parametrize("group", [1, 2], ids=["", "accumulated"])
+def test_an_evaluation_is_never_counted(mode, group):
+    """A criterion call that no backward reached is no training: before, between, in and after the steps and epochs."""
 
     def train(notes, model, optimizer):
-        kept = []
-        with notes.epoch():
+        kept = [evaluated(model, mode)]
+        for _ in range(2):
+            with notes.epoch():
+                kept.append(evaluated(model, mode))
+                for number, inputs in enumerate(batches(4, 4, 2, 3)):
+                    target = classes_for(inputs)
+                    scores = model(inputs)
+                    kept.append(evaluated(model, mode))
+                    note_classes(notes, scores, target)
+                    F.cross_entropy(scores, target).backward()
+                    kept.append(evaluated(model, mode))
+                    if number % group == group - 1:
+                        optimizer.step()
+                        optimizer.zero_grad()
+                    kept.append(evaluated(model, mode))
             kept.append(evaluated(model, mode))
-            for inputs in batches():
-                target = classes_for(inputs)
-                optimizer.zero_grad()
-                scores = model(inputs)
-                total, divisor, targets, right = classes_by_hand(scores, target)
-                notes.loss(total / divisor, targets)
-                notes.predicted(right, targets)
-                F.cross_entropy(scores, target).backward()
-                kept.append(evaluated(model, mode))
-                optimizer.step()
-                kept.append(evaluated(model, mode))
 
     assert_style((linear(), train))
 
@@ -887,9 +643,7 @@ def test_a_backward_that_raised_is_not_counted():
                     with pytest.raises(ArithmeticError):
                         F.cross_entropy(scores, target).backward()
                     continue
-                total, divisor, targets, right = classes_by_hand(scores, target)
-                notes.loss(total / divisor, targets)
-                notes.predicted(right, targets)
+                note_classes(notes, scores, target)
                 F.cross_entropy(scores, target).backward()
                 optimizer.step()
 
@@ -940,38 +694,113 @@ def test_functional_transforms_do_no_harm():
             per_sample = torch.func.vmap(torch.func.grad(loss_of), (None, 0, 0))
             per_sample(parameters, batches()[0][:, None], classes_for(batches()[0])[:, None])
             inputs = batches()[0]
-            total, divisor, targets, right = classes_by_hand(model(inputs), classes_for(inputs))
-            notes.loss(total / divisor, targets)
-            notes.predicted(right, targets)
+            note_classes(notes, model(inputs), classes_for(inputs))
             F.cross_entropy(model(inputs), classes_for(inputs)).backward()
             optimizer.step()
 
     assert_style((linear(), train))
 
 
-# Buffers that are used again
+# Memory that the loop uses again
 
 
-@pytest.mark.parametrize("group", [1, 2])
-def test_buffers_that_the_loop_fills_again(group):
-    """Inputs and targets copied into the same two tensors for each batch: every batch counts as it was."""
+SPOILED = {
+    "nothing": lambda batch: None,
+    "outputs": lambda batch: batch.scores.detach().zero_(),
+    "outputs, unseen by their version": lambda batch: batch.scores.data.zero_(),
+    "outputs given back": lambda batch: batch.scores.untyped_storage().resize_(0),
+    "targets": lambda batch: batch.target.zero_(),
+    "targets, unseen by their version": lambda batch: batch.target.numpy().fill(0),
+    "targets given back": lambda batch: batch.target.untyped_storage().resize_(0),
+    "the loss": lambda batch: batch.loss.data.fill_(math.nan),
+    "class weights": lambda batch: batch.weights.data.fill_(math.nan),
+}
+
+
+@pytest.mark.parametrize("stepped_by", ["optimizer", "hand"])
+@pytest.mark.parametrize("group", [1, 3])
+@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
+def test_what_is_overwritten_after_the_backward_counts_as_it_was(spoil, group, stepped_by):
+    """Once a backward is over its batch is the loop's own again, before the step as well as after many steps."""
+
+    def epoch(notes, model, optimizer, reduction):
+        for number, inputs in enumerate(batches(*(4, 2, 3) * 5)):
+            target, weights = classes_for(inputs, seed=number), torch.tensor(WEIGHTS)
+            scores = model(inputs)
+            note_classes(notes, scores, target, weights=WEIGHTS)
+            loss = F.cross_entropy(scores, target, weights, reduction=reduction)
+            loss.sum().backward()
+            spoil(SimpleNamespace(scores=scores, target=target, loss=loss, weights=weights))
+            if number % group == group - 1:
+                if stepped_by == "optimizer":
+                    optimizer.step()
+                else:
+                    for parameter in model.parameters():
+                        parameter.data.sub_(0.1 * parameter.grad)
+                model.zero_grad()
 
     def train(notes, model, optimizer):
-        inputs, target = torch.zeros(4, 4), torch.zeros(4, dtype=torch.int64)
+        for reduction in ("mean", "sum", "none"):
+            with notes.epoch():
+                epoch(notes, model, optimizer, reduction)
+
+    build = linear() if stepped_by == "optimizer" else lambda: (linear()()[0], None)
+    tracked = assert_style((build, train))
+    assert not tracked.warned_of("train_loss")
+    assert not tracked.warned_of("train_accuracy")
+
+
+@pytest.mark.parametrize("version_seen", [True, False])
+@pytest.mark.parametrize("group", [1, 3])
+def test_buffers_that_the_loop_fills_again(group, version_seen):
+    """Inputs, targets and outputs live in the same three tensors for each batch: every batch counts as it was."""
+
+    def train(notes, model, optimizer):
+        inputs, outputs, numbers = torch.zeros(4, 4), torch.zeros(4, CLASSES), np.zeros(4, dtype=np.int64)
+        target = torch.from_numpy(numbers)
         with notes.epoch():
-            for number, batch in enumerate(batches(4, 4, 4, 4)):
-                inputs.copy_(batch)
-                target.copy_(classes_for(batch, seed=number))
-                scores = model(inputs)
-                total, divisor, targets, right = classes_by_hand(scores, target)
-                notes.loss(total / divisor, targets)
-                notes.predicted(right, targets)
-                F.cross_entropy(scores, target).backward()
+            for number, batch in enumerate(batches(*(4, 2, 3) * 10)):
+                size = len(batch)
+                wanted = classes_for(batch, seed=number)
+                if version_seen:
+                    inputs[:size].copy_(batch)
+                    target[:size].copy_(wanted)
+                else:
+                    inputs.numpy()[:size] = batch.numpy()
+                    numbers[:size] = wanted.numpy()
+                scores = outputs.detach()[:size].copy_(model(inputs[:size]))
+                note_classes(notes, scores, target[:size])
+                F.cross_entropy(scores, target[:size]).backward()
                 if number % group == group - 1:
                     optimizer.step()
                     optimizer.zero_grad()
 
-    assert assert_style((linear(), train)).warned_of("train_accuracy") == []
+    tracked = assert_style((linear(), train))
+    assert tracked.warned_of("train_accuracy") == []
+
+
+@pytest.mark.parametrize("stepped_by", ["optimizer", "hand"])
+def test_outputs_that_are_the_parameters_themselves(stepped_by):
+    """A table of scores that is trained directly: the step overwrites the very outputs that were judged."""
+
+    def build():
+        tables = nn.ParameterList([nn.Parameter(torch.randn(6, CLASSES))])
+        return (tables, torch.optim.SGD(tables.parameters(), lr=5.0)) if stepped_by == "optimizer" else (tables, None)
+
+    def train(notes, tables, optimizer):
+        target = torch.tensor([0, 1, 2, 0, 1, 2])
+        with notes.epoch():
+            for _ in range(5):
+                tables.zero_grad()
+                scores = tables[0].view(6, CLASSES)
+                note_classes(notes, scores, target)
+                F.cross_entropy(scores, target).backward()
+                if stepped_by == "optimizer":
+                    optimizer.step()
+                else:
+                    tables[0].data.sub_(5 * tables[0].grad)
+
+    assert_style((build, train))
 
 
 @pytest.mark.parametrize("stepped_by", ["optimizer", "hand"])
@@ -984,9 +813,7 @@ def test_buffers_filled_again_after_autograd_grad(stepped_by):
             for number, inputs in enumerate(batches(4, 4, 4)):
                 target.copy_(classes_for(inputs, seed=number))
                 scores = model(inputs)
-                total, divisor, targets, right = classes_by_hand(scores, target)
-                notes.loss(total / divisor, targets)
-                notes.predicted(right, targets)
+                note_classes(notes, scores, target)
                 gradients = torch.autograd.grad(F.cross_entropy(scores, target), list(model.parameters()))
                 for parameter, gradient in zip(model.parameters(), gradients, strict=True):
                     if stepped_by == "hand":
@@ -1092,6 +919,10 @@ def test_losses_that_the_loop_keeps_hold_nothing_of_the_batch():
         gc.collect()
         return sum(type(item) is torch.Tensor and item.numel() == 4096 * CLASSES for item in gc.get_objects())
 
+    def calls_alive():
+        gc.collect()
+        return any(isinstance(item, Call) for item in gc.get_objects())
+
     before = storages()
     with tracking() as tracked:
         with tracked.run.epoch():
@@ -1101,11 +932,11 @@ def test_losses_that_the_loop_keeps_hold_nothing_of_the_batch():
                 optimizer.step()
                 kept.append(loss)
             kept.append(F.cross_entropy(model(inputs), classes_for(inputs)))
-            assert any(loss._backward_hooks for loss in kept)
+            assert calls_alive()
         kept.pop()
         assert storages() == before
         kept.append(F.cross_entropy(model(batches()[0]), classes_for(batches()[0])))
-    assert not any(loss._backward_hooks for loss in kept)
+    assert not calls_alive()  # they hang from the hooks on the losses
 
 
 def test_many_steps_are_folded_without_loss():
@@ -1118,9 +949,7 @@ def test_many_steps_are_folded_without_loss():
                 parameter.grad = None
                 target = torch.full((number % 3 + 1,), number % 2)
                 scores = parameter.expand(len(target), 2) + torch.tensor([0.0, number % 5 - 2.5])
-                total, divisor, targets, right = classes_by_hand(scores, target)
-                notes.loss(total / divisor, targets)
-                notes.predicted(right, targets)
+                note_classes(notes, scores, target)
                 F.cross_entropy(scores, target).backward()
 
     assert_style((tuple, train))
@@ -1148,7 +977,12 @@ def test_device_mean_is_exact_over_many_parts():
 )
 def test_the_comparison_can_fail(damage):
     """A target too many, a loss that is off, an epoch too few: each is seen."""
-    style = classes_style(F.cross_entropy)
+
+    def step(notes, scores, inputs):
+        note_classes(notes, scores, classes_for(inputs))
+        return F.cross_entropy(scores, classes_for(inputs))
+
+    style = training(step)
     notes, _ = run_untracked(style)
     damage(notes)
     tracked = run_tracked(style)

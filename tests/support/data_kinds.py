@@ -1,10 +1,12 @@
 """Data sets in the forms that PyTorch users have: ten examples, whose input says which of them it is."""
 
+import gc
 import itertools
 import random
 import threading
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.utils.data import (
     BatchSampler,
@@ -15,6 +17,7 @@ from torch.utils.data import (
     RandomSampler,
     Sampler,
     SequentialSampler,
+    Subset,
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
@@ -114,6 +117,22 @@ class Picking(Sampler):
         return (self.picks[place] for place in torch.randperm(len(self.picks)).tolist())
 
 
+class Endless(Sampler):
+    """Draws for ever: how long a pass is, the loop decides. It says a length, or none."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __iter__(self):
+        while True:
+            yield from torch.randperm(self.count).tolist()
+
+
+class SizedEndless(Endless):
+    def __len__(self):
+        return self.count
+
+
 class Uncopied(Picking):
     """A sampler that holds what can't be copied."""
 
@@ -173,14 +192,22 @@ class Labelled:
 
 def join_feeders():
     """Wait for the threads by which loaders feed their workers: they end a moment after their loader's pass."""
+    gc.collect()
     for thread in threading.enumerate():
         if thread.name.startswith("QueueFeeder"):
-            thread.join(timeout=30)
+            thread.join(timeout=5)
 
 
 def as_dicts(pairs):
     """A collate function of a user's own."""
     return {"input_ids": torch.stack([number for number, _ in pairs]), "labels": torch.stack([y for _, y in pairs])}
+
+
+def _noisy(pairs):
+    random.random()
+    np.random.rand()
+    torch.rand(1)
+    return torch.utils.data.default_collate(pairs)
 
 
 def _loader(**settings):
@@ -200,6 +227,20 @@ READABLE = {
         lambda: _loader(sampler=SubsetRandomSampler([7, 2, 5]), batch_size=2, drop_last=True),
         [7, 2, 5],
     ),
+    "a subset sampler with generators": (
+        lambda: _loader(
+            sampler=SubsetRandomSampler([7, 2, 5, 0, 9], generator=_generator()),
+            batch_size=2,
+            drop_last=True,
+            generator=_generator(),
+        ),
+        [7, 2, 5, 0, 9],
+    ),
+    "a subset": (
+        lambda: DataLoader(Subset(Numbered(), [8, 1, 3]), batch_size=2, drop_last=True, shuffle=True),
+        [8, 1, 3],
+    ),
+    "an endless sampler that says a length": (lambda: _loader(sampler=SizedEndless(COUNT)), ALL),
     "a weighted sampler": (lambda: _loader(sampler=WeightedRandomSampler([1.0] * 10, 6, generator=_generator())), ALL),
     "draws with replacement": (lambda: _loader(sampler=RandomSampler(ALL, replacement=True, num_samples=4)), ALL),
     "a distributed sampler": (lambda: _loader(sampler=DistributedSampler(ALL, num_replicas=2, rank=1)), ALL),
@@ -220,7 +261,12 @@ READABLE = {
         ALL,
     ),
     "a collate function of one's own": (lambda: _loader(collate_fn=as_dicts), ALL),
+    "a collate function that draws": (lambda: _loader(collate_fn=_noisy, shuffle=True), ALL),
     "workers": (lambda: _loader(num_workers=2, shuffle=True), ALL),
+    "workers that stay": (
+        lambda: _loader(num_workers=2, shuffle=True, persistent_workers=True, generator=_generator()),
+        ALL,
+    ),
     "a sized stream in a loader": (lambda: DataLoader(EndlessStream(), batch_size=4, drop_last=True), ALL),
     "a sharded stream with workers": (lambda: DataLoader(ShardedStream(), batch_size=4, num_workers=2), ALL),
     "a sized stream": (EndlessStream, ALL),
@@ -245,6 +291,11 @@ UNREADABLE = {
     "a stream that is its own iterator": (SelfStream, "iterator"),
     "its own iterator in a loader": (lambda: DataLoader(SelfStream(), batch_size=4), "iterator"),
     "an unsized iterable": (lambda: type("Unsized", (), {"__iter__": lambda self: iter(PAIRS)})(), "without a length"),
+    "an endless loader": (
+        lambda: type("Endless", (), {"__iter__": lambda self: itertools.cycle(PAIRS)})(),
+        "without a length",
+    ),
+    "an endless sampler": (lambda: _loader(sampler=Endless(COUNT)), "can't be copied and counted"),
     "a sampler that can't be copied": (lambda: _loader(sampler=Uncopied([1, 2])), "can't be copied"),
     "an empty list": (list, "empty"),
     "a text": (lambda: "abc", "str"),
@@ -253,3 +304,4 @@ UNREADABLE = {
     "a number": (lambda: 3, "without a length"),
     "a bag without order": (lambda: type("Bag", (), {"__len__": lambda self: 3})(), "neither"),
 }
+REFUSED = ("an empty list", "a text", "a dict", "a tensor", "a number", "a bag without order")  # no sets at all

@@ -2,7 +2,7 @@
 
 import torch
 
-from trackmetrics.instruments.criteria import Call
+from trackmetrics.instruments.criteria import Call, Made
 from trackmetrics.instruments.events import Listener, listening
 from trackmetrics.instruments.pairing import Pairing
 
@@ -40,7 +40,7 @@ class _Heard(Listener):
         self.calls = []
 
     def criterion_called(self, criterion, arguments, result):
-        self.calls.append(Call(criterion, arguments, result))
+        self.calls.append(Call(Made.of(criterion, arguments, result)))
 
 
 def learned(loss):

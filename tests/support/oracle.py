@@ -8,6 +8,7 @@ the first run's notes are what the second run's record must say, and both must e
 import contextlib
 import dataclasses
 import math
+import statistics
 import tempfile
 import warnings
 
@@ -151,13 +152,14 @@ def run_tracked(style, built="inside", **options):
 
 def assert_norms(tracked, notes):
     """The run's gradient norms are those in `notes`: to a relative 1e-6, and the counts exactly."""
-    assert len(tracked.epochs) == len(notes.epochs)
+    assert len(tracked.epochs) == len(tracked.norms["epochs"]) == len(notes.epochs)
     for epoch, summary, expected in zip(tracked.epochs, tracked.norms["epochs"], notes.epochs, strict=True):
         finite = sorted(norm for norm in expected.norms if math.isfinite(norm))
         counts = (summary["steps"], summary["skipped_steps"], summary["non_finite_steps"])
         assert counts == (len(expected.norms), expected.skipped, len(expected.norms) - len(finite))
         assert_close(epoch.gradient_norm, expected.norm)
         assert_close(summary["min"], finite[0] if finite else None)
+        assert_close(summary["median"], statistics.median(finite) if finite else None)
         assert_close(summary["max"], finite[-1] if finite else None)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import pytest
 import torch
@@ -80,6 +81,21 @@ style(checkpointed(False), "checkpointing-non_reentrant")(plain)
 style(checkpointed(True, optimizer=False), "checkpointing-reentrant-no_optimizer")(by_hand)
 
 
+@style(checkpointed(True), "checkpointing-reentrant-scaler_and_accumulation")
+def checkpointed_and_scaled(notes, model, optimizer):
+    scales = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    with notes.epoch():
+        for start in (0, 3, 6):
+            for batch in batches(7)[start : start + 3]:
+                scales.scale(loss_of(model, batch) / 3).backward()
+            notes.step(model.parameters(), scales.get_scale())
+            scales.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+            scales.step(optimizer)
+            scales.update()
+            optimizer.zero_grad()
+
+
 @style(sgd)
 def two_backwards_through_one_graph(notes, model, optimizer):
     with notes.epoch():
@@ -101,6 +117,60 @@ def gradient_penalty(notes, model, optimizer):
             loss = F.cross_entropy(model(inputs), targets)
             (gradient,) = torch.autograd.grad(loss, inputs, create_graph=True)
             (loss + gradient.pow(2).sum()).backward()
+            notes.step(model.parameters())
+            optimizer.step()
+
+
+@style(sgd)
+def backward_of_a_backward(notes, model, optimizer):
+    """A backward that builds a graph of its own, and a second one through it: what is applied is their sum."""
+    with notes.epoch():
+        for batch in batches():
+            optimizer.zero_grad()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch warns of the reference cycle, which zero_grad breaks
+                loss_of(model, batch).backward(create_graph=True)
+            sum(parameter.grad.pow(2).sum() for parameter in model.parameters()).backward()
+            notes.step(model.parameters())
+            optimizer.step()
+
+
+@style(sgd)
+def backward_from_cached_gradients(notes, model, optimizer):
+    """A forward in two pieces: the first backward reaches only what lies between them, the second the parameters."""
+    with notes.epoch():
+        for inputs, targets in batches():
+            optimizer.zero_grad()
+            hidden = model[:3](inputs)
+            between = hidden.detach().requires_grad_()
+            F.cross_entropy(model[3:](between), targets).backward()
+            hidden.backward(between.grad)
+            notes.step(model.parameters())
+            optimizer.step()
+
+
+@style(sgd)
+def backward_into_some_of_the_parameters(notes, model, optimizer):
+    with notes.epoch():
+        for batch in batches():
+            optimizer.zero_grad()
+            loss_of(model, batch).backward(inputs=list(model[4].parameters()))
+            notes.step(model[4].parameters())
+            optimizer.step()
+
+
+@style(sgd)
+def gradients_set_from_a_functional_transform(notes, model, optimizer):
+    def loss_at(values, inputs, targets):
+        return F.cross_entropy(torch.func.functional_call(model, values, (inputs,)), targets)
+
+    model.eval()  # batch norm's own statistics can't be changed inside the transform
+    with notes.epoch():
+        for inputs, targets in batches():
+            values = {name: value.detach() for name, value in model.named_parameters()}
+            gradients = torch.func.grad(loss_at)(values, inputs, targets)
+            for name, parameter in model.named_parameters():
+                parameter.grad = gradients[name]
             notes.step(model.parameters())
             optimizer.step()
 
@@ -175,6 +245,37 @@ for zeroes in (True, False):
                     model.zero_grad()
         for handle in handles:
             handle.remove()
+
+
+# product fault: the end of the backward closes the step that optimizers took inside it, and an optimizer that steps
+# after it is a step of its own, measured after its clipping (steps.backward_ended, `_stepped_inside`).
+def partly_inside():
+    model = net()
+    return model, torch.optim.SGD(model[0].parameters(), lr=0.1), torch.optim.SGD(model[4].parameters(), lr=0.1)
+
+
+@style(partly_inside)
+def one_optimizer_stepped_inside_the_backward_and_one_after_it(notes, model, inside, after):
+    """Both apply the gradients of one backward, so they are one step, before the other one's clipping."""
+    squares = []
+
+    def hook(parameter):
+        squares.append(global_norm([parameter]) ** 2)
+        if len(squares) == 2:
+            inside.step()
+            inside.zero_grad()
+
+    handles = [parameter.register_post_accumulate_grad_hook(hook) for parameter in model[0].parameters()]
+    with notes.epoch():
+        for batch in batches():
+            after.zero_grad()
+            loss_of(model, batch).backward()
+            notes.norm(math.sqrt(sum(squares) + global_norm(model[4].parameters()) ** 2))
+            squares.clear()
+            nn.utils.clip_grad_norm_(model[4].parameters(), 0.01)
+            after.step()
+    for handle in handles:
+        handle.remove()
 
 
 class FailsOnce(torch.autograd.Function):

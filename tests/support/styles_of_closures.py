@@ -186,3 +186,60 @@ def sharpness_aware(notes, model, optimizer):
             loss_of(model, batch).backward()
             optimizer.step(closure)
             optimizer.zero_grad()
+
+
+class InTwoCalls(torch.optim.Optimizer):
+    """Sharpness-aware in the way of the reference code: two calls, each after a forward and backward of its own."""
+
+    def __init__(self, parameters, lr, rho=0.05):
+        super().__init__(parameters, {"rho": rho})
+        self.inner = torch.optim.SGD(self.param_groups, lr=lr, momentum=0.9)
+        self.climbed = []
+
+    @torch.no_grad()
+    def climb(self):
+        self.climbed = [
+            (parameter, parameter.detach().clone()) for group in self.param_groups for parameter in group["params"]
+        ]
+        for parameter, _ in self.climbed:
+            parameter.add_(parameter.grad, alpha=0.05)
+        self.zero_grad()
+
+    @torch.no_grad()
+    def descend(self):
+        for parameter, before in self.climbed:
+            parameter.copy_(before)
+        self.inner.step()
+        self.zero_grad()
+
+
+@style(with_(InTwoCalls))
+def sharpness_aware_in_two_calls(notes, model, optimizer):
+    """What the step applies is the gradient found up there, that of the last backward before it."""
+    for _ in range(2):
+        with notes.epoch():
+            for batch in batches():
+                loss_of(model, batch).backward()
+                optimizer.climb()
+                loss_of(model, batch).backward()
+                notes.step(model.parameters())
+                optimizer.descend()
+
+
+@style(lbfgs)
+def closure_that_clips(notes, model, optimizer):
+    with notes.epoch():
+        for batch in batches():
+            evaluations = []
+
+            def closure(batch=batch, evaluations=evaluations):
+                optimizer.zero_grad()
+                loss = loss_of(model, batch)
+                loss.backward()
+                evaluations.append(loss)
+                if len(evaluations) == 1:
+                    notes.step(model.parameters())
+                nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+                return loss
+
+            optimizer.step(closure)

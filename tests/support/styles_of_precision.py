@@ -4,7 +4,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from styles_shared import batches, loss_of, net, sgd, style, with_
+from styles_shared import batches, loss_of, net, plain, sgd, style, with_
 from torch import nn
 
 # Mixed precision
@@ -14,10 +14,14 @@ def scaler(scale=2.0**10):
     return torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=2)
 
 
+def fused_adam(parameters, lr):
+    return torch.optim.Adam(parameters, lr=lr, fused=True)
+
+
 for name, explicit in (("scaler", False), ("scaler_with_unscale_", True)):
     for kind, optimizer in {
         "sgd": torch.optim.SGD,
-        "fused_adam": lambda parameters, lr: torch.optim.Adam(parameters, lr=lr, fused=True),
+        "fused_adam": fused_adam,
     }.items():
 
         @style(with_(optimizer), f"{name}-{kind}")
@@ -51,6 +55,71 @@ def scaler_and_accumulation_divided_after_scaling(notes, model, optimizer):
             notes.step(model.parameters(), scales.get_scale())
             scales.step(optimizer)
             scales.update()
+
+
+for kind, optimizer in {"sgd": torch.optim.SGD, "fused_adam": fused_adam}.items():
+    for explicit in (False, True):
+
+        @style(with_(optimizer), f"scaler_accumulation_and_clipping-{kind}{'-unscale_' if explicit else ''}")
+        def accumulated(notes, model, optimizer, explicit=explicit):
+            """Groups of three batches, the last one short, one of them skipped for what its second batch brings."""
+            scales = scaler()
+            for bad in (1, None):
+                with notes.epoch():
+                    for start in (0, 3, 6):
+                        group = batches(7)[start : start + 3]
+                        for number, batch in enumerate(group):
+                            loss = loss_of(model, batch) / len(group)
+                            scales.scale(loss * (math.inf if start == 3 and number == bad else 1)).backward()
+                        if start == 3 and bad:
+                            notes.skipped()
+                        else:
+                            notes.step(model.parameters(), scales.get_scale())
+                        if explicit:
+                            scales.unscale_(optimizer)
+                            nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+                        scales.step(optimizer)
+                        scales.update()
+                        optimizer.zero_grad()
+
+        # product fault: with no backward between them, a step that the scaler skips is taken for a part of the step
+        # before it, and isn't counted (steps.before_optimizer knows an optimizer's second time, scaler_steps doesn't).
+        @style(with_(optimizer), f"scaled_gradients_set_by_hand-{kind}{'-unscale_' if explicit else ''}")
+        def set_by_hand(notes, model, optimizer, explicit=explicit):
+            """The scaler's factor is out of them when the optimizer applies them, and out of the norm."""
+            scales = scaler()
+            with notes.epoch():
+                for number, batch in enumerate(batches()):
+                    loss = loss_of(model, batch) * (math.inf if number == 1 else 1)
+                    gradients = torch.autograd.grad(scales.scale(loss), list(model.parameters()))
+                    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                        parameter.grad = gradient
+                    if number == 1:
+                        notes.skipped()
+                    else:
+                        notes.step(model.parameters(), scales.get_scale())
+                    if explicit:
+                        scales.unscale_(optimizer)
+                    scales.step(optimizer)
+                    scales.update()
+
+
+for dtype in (torch.bfloat16, torch.float16):
+
+    @style(sgd, f"autocast_to_{str(dtype).removeprefix('torch.')}")
+    def in_autocast(notes, model, optimizer, dtype=dtype):
+        scales = scaler()
+        with notes.epoch():
+            for batch in batches():
+                optimizer.zero_grad()
+                with torch.autocast("cpu", dtype=dtype):
+                    loss = loss_of(model, batch)
+                scales.scale(loss).backward()
+                notes.step(model.parameters(), scales.get_scale())
+                scales.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+                scales.step(optimizer)
+                scales.update()
 
 
 def two_nets():
@@ -168,24 +237,37 @@ def a_scaled_probe_before_an_unscaled_backward(notes, model, optimizer):
 # Types of gradients
 
 
-def in_type(dtype, factor):
+def in_type(dtype, factor, size):
     def build():
-        model = nn.Linear(64, 64, bias=False).to(dtype)
+        model = nn.Linear(size, size, bias=False).to(dtype)
         return model, torch.optim.SGD(model.parameters(), lr=1e-30), factor
 
     return build
 
 
-for dtype, factor in (
-    (torch.float16, 2003.0),  # a square overflows float16, and the norm does
-    (torch.bfloat16, 1e22),  # a square overflows bfloat16, and float32 too
-    (torch.float64, 1e-12),
-    (torch.complex64, 1.0),
+# product fault: float32 gradients of at most 1024 or more than 16384 elements are squared in float32, where 1e22 is
+# infinite and 1e-26 nothing; those in between are summed in float64 and right (gradient_norm._SHORT, _norm_in_rows).
+for dtype, factor, size in (
+    (torch.float16, 2003.0, 8),  # a square overflows float16, and the norm does
+    (torch.float16, 2003.0, 64),
+    (torch.float16, 203.0, 160),
+    (torch.bfloat16, 1e22, 8),  # a square overflows bfloat16, and float32 too
+    (torch.bfloat16, 1e22, 64),
+    (torch.bfloat16, 1e22, 160),
+    (torch.float32, 1e15, 8),
+    (torch.float32, 1e15, 160),
+    (torch.float32, 1e-15, 8),
+    (torch.float32, 1e-15, 160),
+    (torch.float64, 1e-12, 64),
+    (torch.complex64, 1.0, 8),
+    (torch.complex64, 1.0, 64),
+    (torch.complex64, 1.0, 160),
+    (torch.complex128, 1.0, 160),
 ):
 
-    @style(in_type(dtype, factor), f"gradients_in_{str(dtype).removeprefix('torch.')}")
+    @style(in_type(dtype, factor, size), f"gradients_in_{str(dtype).removeprefix('torch.')}-{factor:g}-{size}")
     def in_a_type(notes, model, optimizer, factor):
-        inputs = torch.ones(1, 64).to(model.weight.dtype)
+        inputs = torch.ones(1, model.in_features).to(model.weight.dtype)
         with notes.epoch():
             for _ in range(2):
                 optimizer.zero_grad()
@@ -207,6 +289,66 @@ def gradients_of_several_types_in_one_step(notes, model, optimizer):
             F.cross_entropy(model[1](model[0](inputs).double()), targets).backward()
             notes.step(model.parameters())
             optimizer.step()
+
+
+class Strided(nn.Module):
+    """Parameters whose memory, and so whose gradients', is in another order than their dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.small, self.large = (nn.Parameter(torch.randn(size, 7).t() / 10) for size in (5, 5000))
+
+    def forward(self, inputs):
+        return (inputs @ self.small.t()).sum(1, keepdim=True) * (self.large[:3] @ self.large[4:7].t()).sum(0)
+
+
+def strided():
+    model = Strided()
+    return model, torch.optim.SGD(model.parameters(), lr=0.01)
+
+
+style(strided, "gradients_that_are_not_contiguous")(plain)
+
+
+def channels_last():
+    model = nn.Sequential(nn.Unflatten(1, (5, 1, 1)), nn.Conv2d(5, 64, 3, padding=1), nn.Flatten(), nn.Linear(64, 3))
+    model = model.to(memory_format=torch.channels_last)
+    return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+style(channels_last, "gradients_in_channels_last")(plain)
+
+
+@style(sgd)
+def gradients_that_are_one_number_expanded(notes, model, optimizer):
+    with notes.epoch():
+        for factor in (1.0, 2.0):
+            for parameter in model.parameters():
+                parameter.grad = torch.full((1,), factor).expand(parameter.shape)
+            notes.step(model.parameters())
+            optimizer.step()
+
+
+class ManySmall(nn.Module):
+    """Hundreds of small parameters beside a few large ones, in two types."""
+
+    def __init__(self):
+        super().__init__()
+        self.scales = nn.ParameterList([nn.Parameter(torch.ones(5) + n / 100) for n in range(300)])
+        self.shifts = nn.ParameterList([nn.Parameter(torch.ones(2, 5, dtype=torch.float64) * n) for n in range(40)])
+        self.large = nn.ModuleList([nn.Linear(5, 5000), nn.Linear(5000, 3)])
+
+    def forward(self, inputs):
+        shift = sum(shift.sum(0) for shift in self.shifts).float() / 100
+        return self.large[1](self.large[0](inputs * torch.stack(list(self.scales)).mean(0) + shift))
+
+
+def many_small():
+    model = ManySmall()
+    return model, torch.optim.SGD(model.parameters(), lr=1e-3)
+
+
+style(many_small, "many_small_parameters_and_few_large_ones")(plain)
 
 
 def large():
@@ -236,12 +378,18 @@ def sparse():
     )
 
 
-@style(sparse)
-def sparse_gradients_with_repeated_indices(notes, model, of_embedding, of_rest):
-    with notes.epoch():
-        for tokens in torch.tensor([[[1, 1, 2], [1, 3, 3]], [[4, 4, 4], [4, 4, 4]]]):
-            F.cross_entropy(model(tokens), torch.tensor([0, 2])).backward()
-            notes.step(model.parameters())
-            for optimizer in (of_embedding, of_rest):
-                optimizer.step()
-                optimizer.zero_grad()
+for scaled, group in ((False, 1), (False, 3), (True, 2)):
+
+    @style(sparse, f"sparse_gradients_with_repeated_indices-{group}{'-scaler' if scaled else ''}")
+    def with_repeated_indices(notes, model, of_embedding, of_rest, scaled=scaled, group=group):
+        """The same rows come again within a batch, and in each of the micro-batches that a step adds up."""
+        scales = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=scaled)
+        with notes.epoch():
+            for _ in range(2):
+                for tokens in torch.tensor([[[1, 1, 2], [1, 3, 3]], [[4, 4, 4], [4, 4, 1]], [[1, 2, 3]] * 2])[:group]:
+                    scales.scale(F.cross_entropy(model(tokens), torch.tensor([0, 2]))).backward()
+                notes.step(model.parameters(), scales.get_scale())
+                for optimizer in (of_embedding, of_rest):
+                    scales.step(optimizer)
+                    optimizer.zero_grad()
+                scales.update()

@@ -62,6 +62,53 @@ def accumulation_over_the_epochs_end(notes, model, optimizer):
 
 
 @style(sgd)
+def a_last_group_that_is_never_applied(notes, model, optimizer):
+    """Gradients that are zeroed before any step applies them are in no step."""
+    for _ in range(2):
+        optimizer.zero_grad()
+        with notes.epoch():
+            for number, batch in enumerate(batches(5)):
+                loss_of(model, batch).backward()
+                if number % 2:
+                    notes.step(model.parameters())
+                    optimizer.step()
+                    optimizer.zero_grad()
+
+
+class Stepper:
+    """What steps an optimizer, and is none itself: the way of many libraries' wrappers."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __call__(self):
+        self.inner.step()
+        self.inner.zero_grad()
+
+
+@style(sgd)
+def an_optimizer_in_a_class_that_is_none(notes, model, optimizer):
+    advance = Stepper(optimizer)
+    with notes.epoch():
+        for batch in batches():
+            loss_of(model, batch).backward()
+            notes.step(model.parameters())
+            advance()
+
+
+@style(sgd)
+def one_gradient_stepped_twice(notes, model, optimizer):
+    """Optimizer steps with no backward between them are one step."""
+    with notes.epoch():
+        for batch in batches():
+            optimizer.zero_grad()
+            loss_of(model, batch).backward()
+            notes.step(model.parameters())
+            optimizer.step()
+            optimizer.step()
+
+
+@style(sgd)
 def epochs_without_a_step(notes, model, optimizer):
     for number in range(3):
         with notes.epoch():
@@ -91,10 +138,16 @@ def by_own_code(parameters):
         parameter.grad.mul_(0.01 / norm)
 
 
+def by_new_gradients(parameters):
+    for parameter in parameters:
+        parameter.grad = parameter.grad * 0.01
+
+
 for name, clip in {
     "clip_grad_norm_": lambda parameters: nn.utils.clip_grad_norm_(parameters, 0.01),
     "clip_grad_value_": lambda parameters: nn.utils.clip_grad_value_(parameters, 0.01),
     "clipping_by_own_code": by_own_code,
+    "clipping_by_new_gradients": by_new_gradients,
 }.items():
 
     @style(sgd, name)
@@ -117,3 +170,18 @@ def clipping_by_hooks(notes, model, optimizer):
     plain(notes, model, optimizer)
     for handle in handles:
         handle.remove()
+
+
+@style(sgd)
+def gradients_cancelled_before_the_step(notes, model, optimizer):
+    """What has no gradient any more when the optimizer steps is no part of what the step applies."""
+    with notes.epoch():
+        for number, batch in enumerate(batches()):
+            optimizer.zero_grad()
+            loss_of(model, batch).backward()
+            if number < 2:
+                for parameter in model[4].parameters():
+                    parameter.grad = None
+            notes.step(model.parameters())
+            nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+            optimizer.step()

@@ -1,18 +1,15 @@
-"""Which loss functions are known, and what a call of one says: its kind, its targets, what was predicted right.
-
-A criterion's value is always taken as its `mean` reduction would give it, so that the reduction that a training
-uses changes nothing in the figures.
-"""
+"""Which loss functions are known, and a call of one as it was made."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
 _REDUCTIONS = ("none", "mean", "sum")
+_SMALL = 2**16  # bytes of output and target up to which they are copied rather than worked on at once
 
 
 @dataclass(frozen=True)
@@ -20,7 +17,8 @@ class Criterion:
     """One loss function at its lowest level.
 
     `kind` says what a target is: `classes` (an index, predicted by the largest score), `binary` (0 or 1, predicted
-    by a threshold, element by element), `elements` (a number; no accuracy), `rows` (a distribution; no accuracy).
+    by a threshold, element by element), `elements` (a number; no accuracy), `rows` (all that a row holds; no
+    accuracy), where `rows` says along which dimension of the input these lie.
     `positions` gives the place of each of its arguments.
 
     A value is a mean over the targets; only `kl_div`'s `mean`, which is one over the elements of its distributions,
@@ -33,11 +31,10 @@ class Criterion:
     kind: str
     positions: tuple[str, ...]
     threshold: float = 0.0
+    rows: int = 0
 
     def bound(self, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> tuple[Any, ...]:
         """The arguments of a call in the order of `positions`; one that wasn't given is None."""
-        if not keywords:
-            return args
         return (*args, *(keywords.get(name) for name in self.positions[len(args) :]))
 
 
@@ -70,28 +67,79 @@ CRITERIA = (
         ("input", "target", "margin", "reduction"),
     ),
     Criterion("kl_div", "kl_div", torch, "rows", ("input", "target", "reduction")),
+    Criterion(
+        "multi_margin_loss", "multi_margin_loss", _nn, "rows",
+        ("input", "target", "p", "margin", "weight", "reduction"),
+    ),
+    Criterion("multilabel_margin_loss", "multilabel_margin_loss", _nn, "rows", ("input", "target", "reduction")),
+    Criterion(
+        "triplet_margin_loss", "triplet_margin_loss", torch, "rows",
+        ("anchor", "positive", "negative", "margin", "p", "eps", "swap", "reduction"),
+    ),
+    Criterion(
+        "margin_ranking_loss", "margin_ranking_loss", torch, "rows",
+        ("input1", "input2", "target", "margin", "reduction"),
+    ),
+    Criterion(
+        "cosine_embedding_loss", "cosine_embedding_loss", torch, "rows",
+        ("input1", "input2", "target", "margin", "reduction"),
+    ),
+    Criterion(
+        "ctc_loss", "ctc_loss", torch, "rows",
+        ("log_probs", "targets", "input_lengths", "target_lengths", "blank", "reduction", "zero_infinity"), rows=1,
+    ),
 )  # fmt: skip
 
 
-class Call:
-    """One call of a criterion in a training: what settling it needs, free of the graph.
+class Made(NamedTuple):
+    """A call of a criterion as it was made: its arguments in the order of the criterion's `positions`, its result.
 
-    `arguments` stand in the order of the criterion's `positions`. The result is copied: a loop may go on to change
-    it in place (`loss /= k`, `loss += penalty`). `factor` is the gradient that a backward handed to the result;
-    `settled` what a listener makes of the call, once.
+    `value` is a copy of the result, for a loop may go on to change it in place (`loss /= k`); `version` says whether
+    that has happened.
     """
 
-    __slots__ = ("arguments", "criterion", "factor", "input", "result", "settled", "target", "versions")
+    criterion: Criterion
+    arguments: tuple[Any, ...]
+    result: torch.Tensor
+    version: int
+    value: torch.Tensor
 
-    def __init__(self, criterion: Criterion, arguments: tuple[Any, ...], result: torch.Tensor) -> None:
+    @staticmethod
+    def of(criterion: Criterion, arguments: tuple[Any, ...], result: torch.Tensor) -> Made:
+        """Note a call that has just been made."""
+        return Made(criterion, arguments, result, _version(result), result.detach().clone())
+
+
+class Call:
+    """One call of a criterion: what counting it needs, free of the graph.
+
+    `input_at` and `target_at` say where in memory output and target lie, and their shapes; both are the caller's own
+    until `keep`. `factor` is the gradient that a backward handed to the result; `tallied` what the call says, once
+    that is worked out.
+    """
+
+    __slots__ = (
+        "arguments", "criterion", "factor", "input", "input_at", "result", "result_at", "settled", "strides",
+        "tallied", "target", "target_at", "target_dtype", "versions",
+    )  # fmt: skip
+
+    def __init__(self, made: Made) -> None:
+        criterion, arguments, result, version, value = made
+        scores, target = arguments[0].detach(), arguments[1].detach()
         self.criterion = criterion
         self.arguments = arguments[2:]
-        self.input: torch.Tensor = arguments[0].detach()
-        self.target: torch.Tensor = arguments[1].detach()
-        self.result = result.detach().clone()
+        self.input: torch.Tensor = scores
+        self.input_at: tuple[int, torch.Size] = (scores.data_ptr(), scores.shape)
+        self.strides: tuple[int, ...] = scores.stride()
+        self.target: torch.Tensor = target
+        self.target_at: tuple[int, torch.Size] = (target.data_ptr(), target.shape)
+        self.target_dtype: torch.dtype = target.dtype
+        self.versions = (_version(scores), _version(target))
+        self.result = value
+        self.result_at = (result.data_ptr(), version)
         self.factor: torch.Tensor | None = None
-        self.settled: Any = None
-        self.versions = (_version(self.input), _version(self.target))
+        self.settled = False
+        self.tallied: Any = None
 
     def argument(self, name: str, default: Any = None) -> Any:
         """The argument `name` after input and target, as it was passed."""
@@ -113,97 +161,55 @@ class Call:
         """`none`, `mean` or `sum`."""
         return _REDUCTIONS[self.argument("reduction", 1)]
 
+    @property
+    def soft(self) -> bool:
+        """Whether each target is a distribution over the classes."""
+        return self.criterion.kind == "classes" and self.target_dtype.is_floating_point
+
+    @property
+    def classes(self) -> int:
+        """How many classes the output scores; 0 where there are none."""
+        shape = self.input_at[1]
+        return shape[class_dimension(len(shape))] if self.criterion.kind == "classes" and shape else 0
+
+    @property
+    def has_accuracy(self) -> bool:
+        """Whether targets can be predicted right: those of a regression can't."""
+        return self.criterion.kind in ("classes", "binary")
+
+    @property
+    def can_wait(self) -> bool:
+        """Whether output and target are few enough bytes to keep, and all that counting the call needs."""
+        weighted = self.reduction != "mean" and self.argument("weight") is not None
+        return not weighted and self.input.nbytes + self.target.nbytes <= _SMALL
+
     def overwritten(self) -> bool:
-        """Whether input or target changed since the call: a buffer that the user fills again."""
+        """Whether output or target changed since the call: a buffer that the user fills again."""
         return (_version(self.input), _version(self.target)) != self.versions
+
+    def gave(self, roots: Sequence[Any]) -> bool:
+        """Whether a backward was called on the call's own result, as it was."""
+        root = roots[0]
+        return isinstance(root, torch.Tensor) and (root.data_ptr(), root._version) == self.result_at
+
+    def keep(self) -> None:
+        """Have copies of output and target, whatever the caller does with them from here on."""
+        self.input, self.target = self.input.clone(), self.target.clone()
 
     def release(self) -> None:
         """Let go of the tensors: a loop may keep its losses, and with them whatever is hooked to them."""
-        self.input = self.target = self.result = torch.empty(0)
+        self.input = self.target = self.result = _NOTHING
         self.factor = None
-        self.arguments = ()
+        self.arguments = tuple(None if isinstance(value, torch.Tensor) else value for value in self.arguments)
+
+
+_NOTHING = torch.empty(0)
 
 
 def _version(tensor: torch.Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version  # made under `inference_mode`: it counts no versions
 
 
-class Tally(NamedTuple):
-    """What one call says: loss a target, how many targets, how many right, how many of those targets were soft.
-
-    Each is a tensor without dimensions on the call's device, or a number; `correct` is None where the kind has no
-    accuracy.
-    """
-
-    value: torch.Tensor
-    targets: torch.Tensor | int
-    correct: torch.Tensor | None
-    soft: torch.Tensor | int
-
-
-def tally(call: Call) -> Tally:
-    """Settle a call: the value as its `mean` reduction would give it, and its predictions against its targets.
-
-    With reduction `none`, a target whose result got no gradient (a masked one) is not counted. A call all of whose
-    targets are ignored has the value NaN, a mean over nothing.
-    """
-    counted = _counted(call)
-    result = call.result if call.result.dtype is torch.float64 else call.result.float()
-    if call.reduction == "mean":
-        value = result
-    else:
-        total = result if counted is None or call.reduction == "sum" else torch.where(counted, result, 0)
-        value = total.sum() / _normaliser(call, counted)
-    targets: torch.Tensor | int = _number_of_targets(call) if counted is None else counted.sum()
-    correct, soft = _judged(call, counted)
-    return Tally(value, targets, correct, soft)
-
-
-def _hard(call: Call) -> bool:
-    return call.criterion.kind == "classes" and not call.target.is_floating_point()
-
-
-def _counted(call: Call) -> torch.Tensor | None:
-    """Which targets count, as a mask of the target's shape; None where all do."""
-    counted = call.target != call.argument("ignore_index", -100) if _hard(call) else None
-    if call.reduction == "none" and call.factor is not None and call.factor.shape == call.result.shape:
-        entered = call.factor != 0
-        counted = entered if counted is None or counted.shape != entered.shape else counted & entered
-    return counted
-
-
-def _number_of_targets(call: Call) -> int:
-    if call.criterion.kind == "rows":
-        return call.input.shape[0] if call.input.ndim else 1
-    if call.criterion.kind == "classes":  # soft targets: a distribution for each prediction
-        return call.input.numel() // max(1, call.input.shape[class_dimension(call.input)])
-    return call.input.numel()
-
-
-def _normaliser(call: Call, counted: torch.Tensor | None) -> torch.Tensor | int:
-    """What the `mean` reduction divides by: the targets, or the sum of their class weights."""
-    weight = call.argument("weight")
-    if _hard(call) and weight is not None and counted is not None:
-        indices = call.target.clamp(0, weight.numel() - 1)  # ignored targets may lie outside
-        weights: torch.Tensor = weight.detach()[indices] * counted
-        return weights.sum()
-    return _number_of_targets(call) if counted is None else counted.sum()
-
-
-def _judged(call: Call, counted: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | int]:
-    if _hard(call):
-        right = call.input.argmax(class_dimension(call.input)) == call.target
-        return (right if counted is None else right & counted).sum(), 0
-    if call.criterion.kind == "classes":
-        return torch.zeros((), dtype=torch.int64, device=call.input.device), 1
-    if call.criterion.kind == "binary":
-        positive = call.target > 0.5
-        right = (call.input > call.criterion.threshold) == positive
-        soft = (call.target != positive).sum()
-        return (right if counted is None else right & counted).sum(), soft
-    return None, 0
-
-
-def class_dimension(scores: torch.Tensor) -> int:
+def class_dimension(dimensions: int) -> int:
     """Where `cross_entropy` and `nll_loss` have their classes: dimension 1, or 0 for a single prediction."""
-    return 1 if scores.ndim > 1 else 0
+    return 1 if dimensions > 1 else 0

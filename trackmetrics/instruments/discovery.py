@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from .objects import locals_of
+
 ROLES = {
     "train": ("train", "training"),
     "dev": ("dev", "development"),
@@ -37,7 +39,7 @@ class Scope:
         """What `frame` sees now; the frame itself isn't kept."""
         if frame is None:
             return Scope(arguments)
-        return Scope(arguments, dict(frame.f_locals), frame.f_globals)
+        return Scope(arguments, locals_of(frame), frame.f_globals)
 
     def parsed_arguments(self) -> dict[str, Any]:
         """The command line's arguments, where the frame holds them parsed: a `main()` has none of its own."""

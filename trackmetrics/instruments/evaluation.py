@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .criteria import Call, Criterion, tally
+from .criteria import Call, Criterion, Made
 from .data import (
     TARGET_KEYS,
     ExamplesSource,
@@ -22,9 +22,10 @@ from .data import (
     to_device,
 )
 from .discovery import unwrapped
+from .epoch_means import DeviceMean
 from .events import Listener, heard_by
 from .pairing import Pairing, PairingError
-from .training_metrics import DeviceMean
+from .tally import tally
 from .undisturbed import undisturbed
 
 _FEW = 16  # so many examples show whether their lengths differ
@@ -54,11 +55,12 @@ def _accuracy(model: torch.nn.Module, source: Source, pairing: Pairing) -> float
 def judge(model: torch.nn.Module, parts: Parts, pairing: Pairing) -> tuple[torch.Tensor, torch.Tensor | int]:
     """Run the model on a batch and count: right predictions, and targets that count."""
     output, calls = run(model, parts)
-    inside = [tallied for tallied in map(tally, calls) if tallied.correct is not None]
-    if len(inside) == 1 and inside[0].correct is not None:
-        if bool(inside[0].soft):
+    inside = [call for call in calls if call.has_accuracy]
+    if len(inside) == 1:
+        tallied = tally(inside)
+        if tallied.correct is None or (tallied.soft is not None and bool(tallied.soft.any())):
             raise PairingError("the targets are probabilities, not classes")
-        return inside[0].correct, inside[0].targets
+        return tallied.correct.sum(), tallied.targets.sum()
     if parts.target is None:
         raise UnreadableError("there is no target to compare with")
     return pairing.judge(main_output(output), parts.target)
@@ -71,7 +73,7 @@ class _Inner(Listener):
         self.calls: list[Call] = []
 
     def criterion_called(self, criterion: Criterion, arguments: tuple[Any, ...], result: torch.Tensor) -> None:
-        self.calls.append(Call(criterion, arguments, result))
+        self.calls.append(Call(Made.of(criterion, arguments, result)))
 
 
 def run(model: torch.nn.Module, parts: Parts, with_labels: bool = True) -> tuple[Any, list[Call]]:

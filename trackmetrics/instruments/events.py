@@ -15,16 +15,18 @@ import contextlib
 import functools
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from types import FrameType
 from typing import Any
 
 import torch
+from torch.autograd.graph import GradientEdge
 from torch.optim import optimizer as torch_optimizer
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from .criteria import CRITERIA, Criterion
+from .trained_parameters import Root
 
 
 class Listener:
@@ -36,8 +38,14 @@ class Listener:
     def loss_scaled(self, scaled: torch.Tensor, scale: torch.Tensor) -> None:
         """A gradient scaler gave `scaled`, a loss times `scale`: a tensor of its own that it may change later."""
 
-    def backward_begins(self, roots: tuple[torch.Tensor, ...]) -> None:
-        """`backward` was called on `roots`."""
+    def differentiates(self) -> None:
+        """`torch.autograd.grad` was called: it may reach what a backward would."""
+
+    def backward_begins(self, roots: tuple[Root, ...], inputs: tuple[torch.Tensor, ...] | None, retains: bool) -> None:
+        """`backward` was called on `roots`, to bring gradients for `inputs` alone where they are given.
+
+        `retains` says that the graph is kept, for another backward.
+        """
 
     def backward_ended(self, completed: bool) -> None:
         """That backward is over, gradients reduced over processes included; `completed` unless it raised."""
@@ -95,8 +103,13 @@ class _Patches:
         original = getattr(owner, name)
         observed = functools.update_wrapper(observe(self, original), original)
         setattr(owner, name, observed)
+        builtin = torch.jit._builtins._find_builtin(original)
+        if builtin is not None:  # what compiles to TorchScript knows torch's own functions by their identity
+            torch.jit._builtins._register_builtin(observed, builtin)
 
         def undo() -> None:
+            if builtin is not None:
+                torch.jit._builtins._get_builtin_table().pop(id(observed), None)
             now = getattr(owner, name, None)
             if now is observed:
                 setattr(owner, name, original)
@@ -174,7 +187,7 @@ def _release() -> None:
 def _install(patches: _Patches) -> None:
     for criterion in CRITERIA:
         patches.wrap(criterion.owner, criterion.name, functools.partial(_observe_criterion, criterion))
-    patches.wrap(torch.autograd, "backward", _observe_backward)
+    patches.wrap(torch.autograd, "_engine_run_backward", _observe_differentiation)
     patches.wrap(torch.amp.GradScaler, "scale", _observe_scale)
     patches.wrap(torch.amp.GradScaler, "step", _observe_scaler_step)
     patches.wrap(torch.optim.Optimizer, "__init__", _observe_optimizer_init)
@@ -187,34 +200,43 @@ def _install(patches: _Patches) -> None:
 def _observe_criterion(criterion: Criterion, patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
     def observed(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
-        listener = patches.listener()
+        listener = _listener.get() if patches.live else None
         if listener is not None and type(result) is torch.Tensor:  # no fake tensor of a compiler's tracing
-            listener.criterion_called(criterion, criterion.bound(args, kwargs), result)
+            listener.criterion_called(criterion, criterion.bound(args, kwargs) if kwargs else args, result)
         return result
 
     return observed
 
 
-def _observe_backward(patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
-    def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
-        listener = patches.listener()
+def _observe_differentiation(patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
+    """What `backward` and `torch.autograd.grad` both come down to, by whichever name they were called."""
+
+    def run_backward(outputs: Any, *args: Any, **kwargs: Any) -> Any:
+        listener = _listener.get() if patches.live else None
         if listener is None:
-            return original(tensors, *args, **kwargs)
-        roots = (tensors,) if isinstance(tensors, torch.Tensor) else tensors
-        if not isinstance(roots, (tuple, list)):  # an iterator: it can be read once, and the engine wants it
-            roots = tensors = tuple(tensors)
-        listener.backward_begins(tuple(roots))
+            return original(outputs, *args, **kwargs)
+        if not kwargs.get("accumulate_grad"):
+            listener.differentiates()
+            return original(outputs, *args, **kwargs)
+        _, retains, _, inputs = args[:4]
+        listener.backward_begins(tuple(outputs), _leaves_of(inputs) if inputs else None, bool(retains))
         _in_backward.append(listener)
         completed = False
         try:
-            result = original(tensors, *args, **kwargs)
+            result = original(outputs, *args, **kwargs)
             completed = True
             return result
         finally:
             _in_backward.remove(listener)
             listener.backward_ended(completed)
 
-    return backward
+    return run_backward
+
+
+def _leaves_of(inputs: Iterable[Root]) -> tuple[torch.Tensor, ...]:
+    """The leaves that `backward(inputs=...)` names."""
+    leaves = (getattr(item.node, "variable", None) if isinstance(item, GradientEdge) else item for item in inputs)
+    return tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
 
 
 def _observe_scale(patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:

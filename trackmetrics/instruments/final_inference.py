@@ -39,7 +39,7 @@ def infer(
     none, rows whose exponentials sum to 1 are taken as they are, probabilities through the logarithm, anything
     else through `log_softmax`. Raises what the model raises, and `PairingError` where its output is no prediction.
     """
-    with undisturbed(model):
+    with undisturbed(model, describe):
         output, rows = _predicted(model, example.parts, pairing)
         text = (describe or describe_example)(example.raw)
     if not isinstance(text, str):

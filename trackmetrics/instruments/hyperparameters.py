@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..plain import NotPlainError, to_plain
 from .discovery import is_data, unwrapped
+from .objects import locals_of
 
 WITHHELD = "(withheld)"
 _ALWAYS_SECRET = re.compile(
@@ -256,11 +257,14 @@ class ConstructorArguments:
         constructors = {getattr(function, "__code__", None): function for function in map(inspect.unwrap, defined)}
         arguments: dict[str, Any] = {}
         caller: types.FrameType | None = frame
-        while caller is not None and _first_argument(caller) is module:
+        while caller is not None:
+            values = locals_of(caller)
+            if _first_argument(caller.f_code, values) is not module:
+                break
             constructor = constructors.get(caller.f_code)
             if constructor is not None:
                 positional = not arguments  # else the base's constructor has named them
-                own = _arguments(constructor, caller.f_locals, positional)
+                own = _arguments(constructor, values, positional)
                 arguments = own | {name: value for name, value in arguments.items() if name not in own}
             caller = caller.f_back
         self._seen[module] = spread(arguments)
@@ -270,12 +274,11 @@ class ConstructorArguments:
         return self._seen.get(module, {})
 
 
-def _first_argument(frame: types.FrameType) -> Any:
-    code = frame.f_code
+def _first_argument(code: types.CodeType, values: Mapping[str, Any]) -> Any:
     if code.co_argcount:
-        return frame.f_locals.get(code.co_varnames[0])
+        return values.get(code.co_varnames[0])
     if code.co_flags & inspect.CO_VARARGS:  # a wrapper's `*args`, which stands after its keyword-only arguments
-        return next(iter(frame.f_locals.get(code.co_varnames[code.co_kwonlyargcount], ())), None)
+        return next(iter(values.get(code.co_varnames[code.co_kwonlyargcount], ())), None)
     return None
 
 

@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 import torch
 
 from .covering import Covering, Judged, Pass, Place, Sample, covering
-from .criteria import Call, Criterion, class_dimension, tally
+from .criteria import Call, Criterion, Made, class_dimension
 from .data import Parts, collate, open_source, take_apart
 from .evaluation import main_output, run
 from .pairing import Pairing, PairingError
+from .tally import tally
 from .undisturbed import undisturbed
 
 _COMPARED = 16  # predictions that are compared with the model's own, where there are as many
@@ -86,21 +87,28 @@ class OwnEvaluation:
             self._judge_waiting()
         self._batch = None
 
-    def criterion_called(
-        self, criterion: Criterion, arguments: tuple[Any, ...], result: torch.Tensor, call: Call | None
-    ) -> None:
-        """A criterion gave `result`; `call` is what a listener has made of it, if one has."""
-        waiting = self._waiting
-        if len(waiting) >= _FEW:
+    @property
+    def holds_any(self) -> bool:
+        """Whether there is anything to forget when the training goes on."""
+        return bool(self._waiting or self._passes or self._judged)
+
+    def call_followed(self, call: Call) -> None:
+        """A call was made that a backward may come to, or none."""
+        if len(self._waiting) >= _FEW:
             self._make_room()
-        if result.requires_grad:
-            waiting.append((call or Call(criterion, arguments, result), None))
-        elif not _is_of_a_transformation(result):
-            call = call or Call(criterion, arguments, result)
-            waiting.append((call, _autocast_type(call.input.device)))
-            # This is no training; inference tensors don't tell whether they are overwritten later.
-            if call.input.is_inference() or call.input.numel() > _WAITING:
-                self._judge_waiting()
+        self._waiting.append((call, None))
+
+    def criterion_called(self, criterion: Criterion, arguments: tuple[Any, ...], result: torch.Tensor) -> None:
+        """A criterion gave a `result` that no backward can come to."""
+        if _is_of_a_transformation(result):
+            return
+        if len(self._waiting) >= _FEW:
+            self._make_room()
+        call = Call(Made.of(criterion, arguments, result))
+        self._waiting.append((call, _autocast_type(call.input.device)))
+        # This is no training; inference tensors don't tell whether they are overwritten later.
+        if call.input.is_inference() or call.input.numel() > _WAITING:
+            self._judge_waiting()
 
     def _make_room(self) -> None:
         self._weight += max(1024, self._waiting[-1][0].input.numel())
@@ -120,10 +128,10 @@ class OwnEvaluation:
         pairing = Pairing.of(call)
         if not pairing.has_accuracy:
             return
-        tallied = tally(call)
+        tallied = tally([call])
         assert tallied.correct is not None
         device = tallied.correct.device
-        clear = False if call.overwritten() else tallied.soft == 0
+        clear = not call.overwritten() and (tallied.soft is None or tallied.soft == 0)
         self._figures.append(_as_one([tallied.correct, tallied.targets, clear, *self._compare_targets(call)], device))
         if len(self._figures) >= _FOLD:
             self._figures = [_joined(self._figures)]
@@ -269,7 +277,7 @@ def _scores(model: torch.nn.Module, parts: Parts, judged: Judged, by_loader: boo
 def _first_rows_of(call: Call) -> torch.Tensor:
     """A call's first predictions."""
     if call.criterion.kind == "classes":
-        return _first_rows(call.input.movedim(class_dimension(call.input), -1), 1)
+        return _first_rows(call.input.movedim(class_dimension(call.input.ndim), -1), 1)
     return _first_rows(call.input, 0)
 
 
@@ -322,7 +330,7 @@ def _equal(used: torch.Tensor, given: torch.Tensor) -> torch.Tensor | bool:
 def _as_one(numbers: list[torch.Tensor | int], device: torch.device) -> torch.Tensor:
     """Whole numbers as one row, made on the device without waiting for it."""
     row = [
-        number.to(device, torch.int64)
+        number.to(device, torch.int64).reshape(())
         if isinstance(number, torch.Tensor)
         else torch.full((), number, dtype=torch.int64, device=device)
         for number in numbers

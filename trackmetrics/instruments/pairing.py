@@ -39,19 +39,18 @@ class Pairing:
     @staticmethod
     def of(call: Call) -> Pairing:
         """Learn from a training call."""
-        scores = call.input
-        dimension = class_dimension(scores)
+        dimensions = len(call.strides)
         has_classes = call.criterion.kind == "classes"
         return Pairing(
             kind=call.criterion.kind,
             function=call.criterion.function,
             threshold=call.criterion.threshold,
             ignore_index=call.argument("ignore_index", -100),
-            classes=scores.shape[dimension] if has_classes else 0,
-            classes_last=has_classes and scores.stride(dimension) == 1,
-            targets=call.target.numel(),
-            target_dimensions=call.target.ndim,
-            soft=has_classes and call.target.is_floating_point(),
+            classes=call.classes,
+            classes_last=has_classes and call.strides[class_dimension(dimensions)] == 1,
+            targets=call.target_at[1].numel(),
+            target_dimensions=len(call.target_at[1]),
+            soft=call.soft,
         )
 
     @property

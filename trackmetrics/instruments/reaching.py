@@ -5,10 +5,11 @@ The hooks go with their tensors, or with the run, whichever ends first.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
-from torch.utils.hooks import RemovableHandle
+from torch.utils.hooks import RemovableHandle, unserializable_hook
 
 _PRUNE = 256  # handles that are kept before those of tensors that are gone are let go
 
@@ -31,9 +32,13 @@ class ReachHooks:
 
     def add(self, result: torch.Tensor, tell: Callable[[torch.Tensor], None]) -> None:
         """Call `tell` with the gradient whenever a backward reaches `result`; it mustn't raise."""
-        if not result.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(result):
-            return  # no backward can reach it; torch.func's own transformations take no hooks
-        self._handles.append(result.register_hook(tell))
+        node, index = result.grad_fn, result.output_nr
+        if node is None:
+            hook = functools.partial(tell)
+            unserializable_hook(hook)  # else torch warns where a user saves the loss in a checkpoint
+            self._handles.append(result.register_hook(hook))
+        else:  # a hook of the node isn't saved with the loss, and costs less
+            self._handles.append(node.register_prehook(lambda gradients: tell(gradients[index])))
         if len(self._handles) > self._limit:
             self._handles = [handle for handle in self._handles if handle.hooks_dict_ref() is not None]
             self._limit = 2 * len(self._handles) + _PRUNE
@@ -43,3 +48,8 @@ class ReachHooks:
         for handle in self._handles:
             handle.remove()
         self.__init__()  # type: ignore[misc]
+
+
+def can_be_reached(result: torch.Tensor) -> bool:
+    """Whether a backward may come to a result; `torch.func`'s own transformations take no hooks."""
+    return result.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(result)

@@ -10,7 +10,7 @@ import torch
 from ..errors import ArgumentError, shown
 from ..plain import NotPlainError, to_plain
 from ..record import METRIC_KEYS, RESERVED_EPOCH_KEYS
-from .training_metrics import DeviceMean
+from .epoch_means import DeviceMean
 
 _IGNORED = -100  # the target that torch's criteria ignore by default
 

@@ -12,7 +12,8 @@ import torch
 
 from .gradient_norm import GradientNorm
 from .guard import Guard
-from .reaching import ReachHooks
+from .reaching import ReachHooks, can_be_reached
+from .trained_parameters import Root, TrainedParameters
 from .training_metrics import TrainingMetrics
 
 
@@ -24,7 +25,15 @@ class Steps:
     no optimizer owns what is trained, each backward is a step.
     """
 
-    def __init__(self, norm: GradientNorm, metrics: TrainingMetrics, spare_norm: Guard, spare_metrics: Guard) -> None:
+    def __init__(
+        self,
+        parameters: TrainedParameters,
+        norm: GradientNorm,
+        metrics: TrainingMetrics,
+        spare_norm: Guard,
+        spare_metrics: Guard,
+    ) -> None:
+        self.parameters = parameters
         self.norm = norm
         self.metrics = metrics
         self._spare_norm = spare_norm
@@ -33,7 +42,7 @@ class Steps:
         self._count = 0
         # The backward under way
         self._depth = 0
-        self._roots: tuple[torch.Tensor, ...] = ()
+        self._roots: tuple[Root, ...] = ()
         self._scale: torch.Tensor | None = None
         self._stepped_inside = False
         # The optimizers' steps under way, the outermost first, and evaluations of the outermost one's closure
@@ -70,9 +79,10 @@ class Steps:
 
     def loss_scaled(self, scaled: torch.Tensor, scale: torch.Tensor) -> None:
         """A gradient scaler gave `scaled`: a backward that reaches it brings gradients times `scale`."""
-        self._scaled.add(scaled, functools.partial(self._scaled_reached, scale))
+        if can_be_reached(scaled):
+            self._scaled.add(scaled, functools.partial(self._scaled_reached, scale))
 
-    def _scaled_reached(self, scale: torch.Tensor, gradient: torch.Tensor) -> None:
+    def _scaled_reached(self, scale: torch.Tensor, gradient: torch.Tensor | None) -> None:
         self._scale = scale
 
     def between_backwards(self) -> None:
@@ -82,16 +92,19 @@ class Steps:
             if not self._closures:
                 self._stepping.clear()  # an optimizer whose step raised never said that it was over
 
-    def backward_begins(self, roots: tuple[torch.Tensor, ...], alone: bool = True) -> None:
-        """A backward begins, after `between_backwards`; not `alone`, where other runs live in the process."""
+    def backward_begins(
+        self, roots: tuple[Root, ...], inputs: tuple[torch.Tensor, ...] | None, retains: bool, alone: bool
+    ) -> None:
+        """A backward begins; not `alone`, where other runs live in the process."""
+        self.between_backwards()
         self._depth += 1
         if self._depth > 1:  # inside another one: reentrant checkpointing
-            self._spare_norm(self.norm.prepare_inner, roots)
+            self._spare_norm(self.parameters.prepare_inner, roots)
             return
         self._roots = roots
         self._scale = None
-        self._spare_metrics(self.metrics.backward_begins)
-        self._spare_norm(self.norm.prepare, roots, alone)
+        self._spare_metrics(self.metrics.backward_begins, roots, retains)
+        self._spare_norm(self.parameters.prepare, roots, inputs, alone)
 
     def backward_ended(self, completed: bool) -> None:
         """That backward is over; it counts only if it was `completed`."""
@@ -103,29 +116,44 @@ class Steps:
         counts = completed and (not self._closures or self._evaluations == 1)
         self._spare_metrics(self.metrics.backward_ended, roots, scale, counts)
         if not counts:
-            self._spare_norm(self.norm.forget_arrived)
-        elif self._stepped_inside:
-            self._spare_norm(self.norm.forget_arrived)
+            self._spare_norm(self.parameters.forget_arrived)
+            return
+        read = self._spare_norm(self._measure, roots, scale)
+        if self._stepped_inside and not read:
             self._end()
-        elif self._spare_norm(self.norm.measure, scale, otherwise=True):
-            self._without_optimizer = not self._spare_norm(self.norm.has_optimizer, otherwise=True)
+
+    def _measure(self, roots: tuple[Root, ...], scale: torch.Tensor | None) -> bool:
+        """Read the gradients that the backward brought for what is trained and nobody has used yet."""
+        trained = self.parameters.arrived(roots)
+        if self._stepped_inside:
+            trained = [item for item in trained if item.grad is not None and id(item) not in self.norm.used_inside]
+        if trained:
+            self.norm.measure(trained, scale)
+            self._without_optimizer = not self.parameters.has_optimizer()
+        return bool(trained)
 
     # Optimizers
 
     def optimizer_steps(self, optimizer: torch.optim.Optimizer, takes_closure: bool) -> None:
-        """An optimizer steps, after `before_optimizer`."""
+        """An optimizer steps."""
+        self.before_optimizer(optimizer)
         self._scaler_waits = False
         if self._depth > 0:
             self._stepped_inside = True
             self._spare_norm(self.norm.measure_inside, optimizer, self._scale)
             return
-        self._spare_metrics(self.metrics.settle_differentiated)
-        self._spare_norm(self.norm.add_optimizer, optimizer)
+        if self.metrics.reached:
+            self._spare_metrics(self.metrics.optimizer_steps)
         if not self._stepping:
             self._closures = self._evaluations = 0
         self._stepping.append(id(optimizer))
+        self._spare_norm(self._include, optimizer, takes_closure)
+
+    def _include(self, optimizer: torch.optim.Optimizer, takes_closure: bool) -> None:
+        """Count the gradients that an optimizer applies; those that a closure is about to bring, when it has."""
+        self.parameters.add_optimizer(optimizer)
         if not takes_closure:
-            self._spare_norm(self.norm.include, optimizer)
+            self.norm.include(optimizer)
 
     def closure_begins(self) -> None:
         """The closure of the optimizer that steps is about to be evaluated."""
@@ -154,6 +182,7 @@ class Steps:
         """The gradient scaler is done; if no optimizer stepped meanwhile, it skipped the step."""
         if self._scaler_waits:
             self._scaler_waits = False
+            self.before_optimizer(optimizer)
             self._spare_norm(self.norm.skip, optimizer)
             self._stepped.add(id(optimizer))
 
@@ -161,7 +190,7 @@ class Steps:
 
     def end_open_step(self) -> None:
         """Close the step that was taken, if there is one."""
-        if self._stepped or self._without_optimizer:
+        if self._stepped or self._stepped_inside or self._without_optimizer:
             self._end()
 
     def _end(self) -> None:

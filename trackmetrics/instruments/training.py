@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from . import events
-from .criteria import Criterion
-from .gradient_norm import GradientNorm, NormSummary, parameters_of
+from .criteria import Call, Criterion
+from .gradient_norm import GradientNorm, NormSummary
 from .guard import Guard
 from .hyperparameters import ConstructorArguments, OptimizerSettings, one_or_list, scheduler_settings
 from .own_evaluation import Evaluations, OwnEvaluation
 from .pairing import Pairing
 from .steps import Steps
+from .trained_parameters import Root, TrainedParameters, parameters_of
 from .training_metrics import TrainingMetrics
 
 _FAILED = "its instrument failed"
@@ -41,18 +42,19 @@ class Observation:
 class Training(events.Listener):
     """Listens to a training while it is `active`; a fault of ours ends the instrument it is in, nothing else.
 
-    `on_fault` is told the instrument's name and its error; `on_steps` is told, between two steps, that at least
-    one more is complete: when the next batch comes, where a loader feeds the training, so that an evaluation after the
-    step is still the step's; else as soon as the step is over.
+    `on_fault` is told the instrument's name and its error; `on_steps`, where it is set, between two steps, that at
+    least one more is complete: when the next batch comes, where a loader feeds the training, so that an evaluation
+    after the step is still the step's; else as soon as the step is over.
     """
 
-    def __init__(self, on_fault: Callable[[str, Exception], None], on_steps: Callable[[], None]) -> None:
+    def __init__(self, on_fault: Callable[[str, Exception], None]) -> None:
         self.active = False
-        self._on_steps = on_steps
+        self.on_steps: Callable[[], None] | None = None
         self._fed_by: Any = None  # which batches came since the last step was over: their sampler
         self._awaited: Any = None  # the sampler whose next batch begins the next step
+        self._parameters = TrainedParameters()
         self._norm = GradientNorm()
-        self._metrics = TrainingMetrics()
+        self._metrics = TrainingMetrics(self._followed)
         self._own = OwnEvaluation()
         self._constructed = ConstructorArguments()
         self._settings = OptimizerSettings()
@@ -62,7 +64,7 @@ class Training(events.Listener):
         self._spare_steps = Guard("gradient_norm, train_loss and train_accuracy", on_fault)
         self._spare_arguments = Guard("the model's constructor arguments", on_fault)
         self._spare_settings = Guard("the optimizer's settings", on_fault)
-        self._steps = Steps(self._norm, self._metrics, self._spare_norm, self._spare_metrics)
+        self._steps = Steps(self._parameters, self._norm, self._metrics, self._spare_norm, self._spare_metrics)
 
     # What was observed
 
@@ -89,7 +91,9 @@ class Training(events.Listener):
     def trained(self) -> list[torch.Tensor]:
         """The parameters that have received a gradient; where no hook saw any, those that were stepped."""
         stepped = (parameter for optimizer in self._settings.optimizers() for parameter in parameters_of(optimizer))
-        return self._norm.trained() or [parameter for parameter in stepped if parameter.requires_grad]
+        return self._spare_norm(self._parameters.trained, otherwise=[]) or [
+            parameter for parameter in stepped if parameter.requires_grad
+        ]
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """The optimizers that have stepped and are still alive."""
@@ -123,8 +127,9 @@ class Training(events.Listener):
     def release(self) -> None:
         """Remove every hook and drop every reference."""
         self.active = False
-        self._fed_by = self._awaited = None
+        self.on_steps = self._fed_by = self._awaited = None
         self._steps.release()
+        self._parameters.release()
         self._norm.release()
         self._metrics.release()
         self._own.release()
@@ -135,19 +140,30 @@ class Training(events.Listener):
 
     def criterion_called(self, criterion: Criterion, arguments: tuple[Any, ...], result: torch.Tensor) -> None:
         if self.active:
-            call = self._spare_metrics(self._metrics.criterion_called, criterion, arguments, result)
-            self._spare_own(self._own.criterion_called, criterion, arguments, result, call)
+            self._spare_metrics(self._metrics.criterion_called, criterion, arguments, result)
+            if not result.requires_grad:
+                self._spare_own(self._own.criterion_called, criterion, arguments, result)
+
+    def _followed(self, call: Call) -> None:
+        """A backward may come to this call, or none: then it may be an evaluation."""
+        self._spare_own(self._own.call_followed, call)
+
+    def differentiates(self) -> None:
+        if self.active:
+            self._spare_metrics(self._metrics.differentiates)
 
     def loss_scaled(self, scaled: torch.Tensor, scale: torch.Tensor) -> None:
         if self.active:
             self._spare_steps(self._steps.loss_scaled, scaled, scale)
 
-    def backward_begins(self, roots: tuple[torch.Tensor, ...]) -> None:
+    def backward_begins(self, roots: tuple[Root, ...], inputs: tuple[torch.Tensor, ...] | None, retains: bool) -> None:
         if self.active:
-            self._spare_steps(self._steps.between_backwards)
-            self._on_steps()
-            self._spare_own(self._own.training_goes_on)
-            self._spare_steps(self._steps.backward_begins, roots, events.live_runs() == 1)
+            if self.on_steps is not None:
+                self._spare_steps(self._steps.between_backwards)
+                self.on_steps()
+            if self._own.holds_any:
+                self._spare_own(self._own.training_goes_on)
+            self._spare_steps(self._steps.backward_begins, roots, inputs, retains, events.live_runs() == 1)
 
     def backward_ended(self, completed: bool) -> None:
         if self.active:
@@ -156,18 +172,19 @@ class Training(events.Listener):
     def optimizer_steps(self, optimizer: torch.optim.Optimizer, takes_closure: bool) -> None:
         if self.active:
             self._spare_settings(self._settings.optimizer_steps, optimizer)
-            if self._spare_steps(self._steps.before_optimizer, optimizer, otherwise=False):
-                self._on_steps()
-            self._spare_own(self._own.training_goes_on)
+            if self.on_steps is not None and self._spare_steps(self._steps.before_optimizer, optimizer):
+                self.on_steps()
+            if self._own.holds_any:
+                self._spare_own(self._own.training_goes_on)
             self._spare_steps(self._steps.optimizer_steps, optimizer, takes_closure)
 
     def optimizer_stepped(self, optimizer: torch.optim.Optimizer) -> None:
         if self.active:
             self._spare_steps(self._steps.optimizer_stepped, optimizer)
-            if self._steps.certainly_over:
+            if self.on_steps is not None and self._steps.certainly_over:
                 self._awaited, self._fed_by = self._fed_by, None
                 if self._awaited is None:
-                    self._on_steps()
+                    self.on_steps()
 
     def closure_begins(self, optimizer: torch.optim.Optimizer) -> None:
         if self.active:
@@ -186,18 +203,19 @@ class Training(events.Listener):
             self._spare_steps(self._steps.scaler_stepped, optimizer)
 
     def optimizer_built(self, optimizer: torch.optim.Optimizer) -> None:
-        self._spare_norm(self._norm.add_optimizer, optimizer)
+        self._spare_norm(self._parameters.add_optimizer, optimizer)
 
     def batch_yielded(self, batch: Any, iterator: Any) -> None:
         if self.active:
             self._fed_by = iterator._index_sampler
-            if self._fed_by is self._awaited:
-                self._on_steps()
+            if self.on_steps is not None and self._fed_by is self._awaited:
+                self.on_steps()
             self._spare_metrics(self._metrics.batch_yielded, batch)
             self._spare_own(self._own.batch_yielded, batch, iterator)
 
     def batches_ended(self, iterator: Any) -> None:
         if self.active:
+            self._spare_metrics(self._metrics.batches_ended)
             self._spare_own(self._own.batches_ended)
 
     def module_built(self, module: torch.nn.Module, frame: FrameType) -> None:

@@ -7,99 +7,26 @@ stay on the device, and are fetched once an epoch.
 from __future__ import annotations
 
 import functools
-import operator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from .criteria import Call, Criterion, Tally, tally
+from .criteria import Call, Criterion, Made
+from .epoch_means import EpochMeans, settle
 from .pairing import Pairing
-from .reaching import ReachHooks
+from .reaching import ReachHooks, can_be_reached
+from .tally import Tally
 from .target_check import TargetCheck
-
-_FOLD = 256  # figures that wait as separate tensors before they become one sum
-
-
-class DeviceMean:
-    """A weighted mean whose parts stay on their device until `take`.
-
-    >>> mean = DeviceMean()
-    >>> mean.add(torch.tensor(1.0), 1); mean.add(torch.tensor(4.0), 2)
-    >>> mean.take()
-    3.0
-    """
-
-    def __init__(self) -> None:
-        self._means: list[tuple[torch.Tensor, torch.Tensor | int]] = []
-        self._sums: list[torch.Tensor] = []
-        self._weights: list[torch.Tensor] = []
-        self._whole_weight = 0
-
-    def add(self, value: torch.Tensor, weight: torch.Tensor | int) -> None:
-        """Count `value`, a mean over `weight` things; over nothing, where a mean is NaN, it weighs nothing."""
-        self._means.append((value, weight))
-        if len(self._means) >= _FOLD:
-            self._fold()
-
-    def add_sum(self, total: torch.Tensor, weight: torch.Tensor | int) -> None:
-        """Count a sum over `weight` things."""
-        self._sums.append(total)
-        if isinstance(weight, torch.Tensor):
-            self._weights.append(weight)
-        else:
-            self._whole_weight += weight
-        if len(self._sums) >= _FOLD:
-            self._fold()
-
-    def _fold(self) -> None:
-        if self._means:
-            values = _joined([value for value, _ in self._means])
-            weights = _joined([torch.as_tensor(weight) for _, weight in self._means], values.device)
-            self._sums.append(torch.where(weights > 0, values * weights, 0).sum())
-            self._weights.append(weights.sum())
-            self._means = []
-        self._sums = [_total(self._sums)] if self._sums else []
-        self._weights = [_total(self._weights)] if self._weights else []
-
-    def take(self) -> float | None:
-        """Fetch the mean, and begin anew; None where nothing was counted."""
-        self._fold()
-        weight = self._whole_weight + sum(map(float, self._weights))
-        total = sum(map(float, self._sums))
-        self.__init__()  # type: ignore[misc]
-        return total / weight if weight else None
+from .trained_parameters import Root
 
 
-def _joined(parts: list[torch.Tensor], device: torch.device | None = None) -> torch.Tensor:
-    """Single numbers as one tensor of the widest type, on their device."""
-    device = device or parts[0].device
-    widest = torch.float32 if device.type == "mps" else torch.float64
-    return torch.cat([part.reshape(1).to(device, widest) for part in parts])
-
-
-def _total(parts: list[torch.Tensor]) -> torch.Tensor:
-    return _joined(parts).sum()
-
-
-class _Settled(NamedTuple):
-    """What stays of a call when it is settled, free of everything of a batch's size.
-
-    Calls of one `likeness` measure the same thing: one criterion, one number of classes. `output` and `target` say
-    where in memory the call's outputs and targets lay.
-    """
-
-    tally: Tally
-    likeness: tuple[str, int]
-    output: tuple[int, torch.Size]
-    target: tuple[int, torch.Size]
-
-
-@dataclass
+@dataclass(slots=True)
 class _Backward:
     """What one backward says: the calls it reached, and the value that it was called on, if that is one number."""
 
-    calls: dict[Call, _Settled]
+    calls: list[Call]
     scalar: torch.Tensor | None
 
     @property
@@ -109,41 +36,47 @@ class _Backward:
         Forwards that are joined into one backward have; two heads judged by one target, or one output judged by a
         mixture of two, haven't.
         """
-        return bool(self.calls) and _apart(list(self.calls.values()))
+        return len(self.calls) == 1 or (bool(self.calls) and _apart(self.calls))
 
     @property
     def judged(self) -> list[Call] | None:
         """The calls from which accuracy follows; None where that isn't clear."""
-        judged = [call for call, settled in self.calls.items() if settled.tally.correct is not None]
-        if len(judged) < 2 or (self.joined and _alike([self.calls[call] for call in judged])):
+        judged = [call for call in self.calls if call.has_accuracy]
+        if len(judged) < 2 or (self.joined and _alike(judged)):
             return judged
         return None
+
+    @property
+    def chosen(self) -> Call | None:
+        """The call that tells how output and target pair; None of several heads is the model's output."""
+        if len(self.calls) == 1:
+            return self.calls[0]
+        judged = self.judged
+        return next(iter(self.calls if judged == [] else judged or []), None)
 
 
 class TrainingMetrics:
     """Collects an epoch's training loss and accuracy.
 
     Both are fetched with `take`; `loss_fault` and `accuracy_fault` say, where one is missing, why. `pairing` is how
-    the last training call paired output with target.
+    the last training call paired output with target. `on_followed` is told each call of which it isn't known yet
+    whether a backward comes to it.
     """
 
-    def __init__(self) -> None:
-        self.pairing: Pairing | None = None
-        self.criterion: dict[str, Any] | None = None
-        self._learned: tuple[Any, ...] | None = None
+    def __init__(self, on_followed: Callable[[Call], None]) -> None:
+        self._on_followed = on_followed
+        self._judged_last: Call | None = None
         self._results = ReachHooks()
         self._target_check = TargetCheck()
-        self._reached: dict[Call, None] = {}
+        self.reached: dict[Call, None] = {}
+        # In a plain loop a call is followed by a backward from its very result; then that is all there is to know.
+        self._plain = True
+        self._latest: Made | None = None
         self._in_backward = False
         self._any_backward = False
         self._differentiated: list[_Backward] = []
         self._backwards: list[_Backward] = []
-        self._begin()
-
-    def _begin(self) -> None:
-        self._loss = DeviceMean()
-        self._accuracy = DeviceMean()
-        self._soft: list[torch.Tensor] = []
+        self._means = EpochMeans()
         self.loss_fault: str | None = None
         self.accuracy_fault: str | None = None
 
@@ -151,159 +84,225 @@ class TrainingMetrics:
 
     def batch_yielded(self, batch: Any) -> None:
         """A loader gave the training a batch."""
+        self._follow_latest()
         self._target_check.batch_yielded(batch)
 
-    def criterion_called(self, criterion: Criterion, arguments: tuple[Any, ...], result: torch.Tensor) -> Call | None:
-        """Follow a call whose result a backward may reach, and give it."""
-        if not self._in_backward:
-            self.settle_differentiated()
-        if not result.requires_grad:
-            return None
-        call = Call(criterion, arguments, result)
-        self._results.add(result, functools.partial(self._reach, call))
-        return call
+    def batches_ended(self) -> None:
+        """A loader had no more."""
+        self._follow_latest()
 
-    def _reach(self, call: Call, gradient: torch.Tensor) -> None:
-        if call.reduction == "none":
+    def criterion_called(self, criterion: Criterion, arguments: tuple[Any, ...], result: torch.Tensor) -> None:
+        """Follow a call whose result a backward may reach."""
+        self._follow_latest()
+        if self.reached and not self._in_backward:
+            self._settle_differentiated()
+        if not can_be_reached(result):
+            return
+        self._latest = Made.of(criterion, arguments, result)
+        if self._in_backward or not self._plain:
+            self._follow_latest()
+
+    def _follow_latest(self) -> None:
+        """Something else than a backward from the latest call's result came next: follow it as any other."""
+        if self._latest is not None:
+            latest, self._latest = self._latest, None
+            self._plain = False
+            call = Call(latest)
+            self._results.add(latest.result, functools.partial(self._reach, call))
+            self._on_followed(call)
+
+    def differentiates(self) -> None:
+        """`torch.autograd.grad` may reach the latest call's result."""
+        self._follow_latest()
+
+    def optimizer_steps(self) -> None:
+        """Settle what `torch.autograd.grad` reached, if nothing else did."""
+        self._settle_differentiated()
+
+    def _reach(self, call: Call, gradient: torch.Tensor | None) -> None:
+        if call.reduction == "none" and gradient is not None:
             call.factor = gradient.detach()
-        self._reached[call] = None
+        self.reached[call] = None
 
-    def backward_begins(self) -> None:
+    def backward_begins(self, roots: tuple[Root, ...], retains: bool) -> None:
         """Forget what `torch.autograd.grad` reached: the step has a backward of its own."""
-        self._reached.clear()
+        self.reached.clear()
         self._differentiated.clear()
         self._in_backward = True
+        latest = self._latest
+        if latest is not None and (
+            retains or roots[0] is not latest.result or latest.result._version != latest.version
+        ):
+            self._follow_latest()
 
-    def backward_ended(self, roots: tuple[torch.Tensor, ...], scale: torch.Tensor | None, counts: bool) -> None:
+    def backward_ended(self, roots: tuple[Root, ...], scale: torch.Tensor | None, counts: bool) -> None:
         """Settle the calls that the backward from `roots` reached, unless it doesn't count."""
         self._in_backward = False
         self._any_backward |= counts
-        if counts:
-            self._backwards.append(self._settle(_scalar(roots, scale)))
-        self._reached.clear()
+        latest, self._latest = self._latest, None
+        if counts and latest is not None and not self.reached:  # one call, and a backward from its very result
+            self._backwards.append(self._settle([Call(latest)], latest.value if len(roots) == 1 else None))
+        elif counts:
+            calls = list(self.reached)
+            self._plain = len(calls) == 1 and calls[0].gave(roots)
+            self._backwards.append(self._settle(calls, _scalar(roots, scale)))
+        self.reached.clear()
 
-    def settle_differentiated(self) -> None:
+    def _settle_differentiated(self) -> None:
         """Settle what `torch.autograd.grad` reached: its gradients may be the step's, set by hand."""
-        if self._reached and not self._backwards:
-            self._differentiated.append(self._settle(None))
-        self._reached.clear()
+        if not self._backwards:
+            self._differentiated.append(self._settle(list(self.reached), None))
+        self.reached.clear()
 
-    def _settle(self, scalar: torch.Tensor | None) -> _Backward:
-        fresh = [call for call in self._reached if call.settled is None]
-        for call in fresh:
-            if call.overwritten():
-                self.accuracy_fault = "the outputs or targets were overwritten before the backward ended"
-            call.settled = _settled(call)
-        backward = _Backward({call: call.settled for call in self._reached}, scalar)
-        judged = backward.judged
-        chosen = list(self._reached) if judged == [] else judged or []  # of several heads, none is the model's output
-        if chosen and chosen[0] in fresh:
-            self._learn(chosen[0])
-            self._target_check.call_reached(chosen[0])
-        for call in fresh:
-            call.release()
+    def _settle(self, calls: list[Call], scalar: torch.Tensor | None) -> _Backward:
+        backward = _Backward(calls, scalar)
+        chosen = backward.chosen
+        if chosen is not None and not chosen.settled:
+            self._judged_last = chosen
+            self._target_check.call_reached(chosen)
+        for call in backward.calls:
+            if not call.settled:
+                self._settle_call(call)
         return backward
 
-    def _learn(self, call: Call) -> None:
-        likeness = call.criterion, call.input.shape, call.target.shape
-        if likeness != self._learned:
-            self._learned = likeness
-            self.pairing = Pairing.of(call)
-            self.criterion = call.settings
+    def _settle_call(self, call: Call) -> None:
+        call.settled = True
+        if call.overwritten():
+            self.accuracy_fault = "the outputs or targets were overwritten before the backward ended"
+        if call.can_wait:
+            call.keep()
+        else:
+            settle([call])
 
     def end_step(self) -> None:
         """Add the step's figures to the epoch's."""
-        self.settle_differentiated()
-        backwards = self._backwards or self._differentiated
+        if self.reached:
+            self._settle_differentiated()
+        backwards = _that_tell(self._backwards or self._differentiated)
         self._backwards, self._differentiated = [], []
-        if backwards:
-            self._add_loss(backwards)
-            self._add_accuracy(backwards)
+        only = backwards[0].calls[0] if len(backwards) == 1 and len(backwards[0].calls) == 1 else None
+        if only is not None and only.factor is None:  # one forward, one reduced criterion, one backward
+            self._means.add(only, True, only.has_accuracy)
+        elif backwards:
+            losses, judged = self._add_loss(backwards), self._judged(backwards)
+            for call in dict.fromkeys([*losses, *judged]):
+                self._means.add(call, call in losses, call in judged)
 
-    def _add_loss(self, backwards: list[_Backward]) -> None:
-        calls = {call: settled for backward in backwards for call, settled in backward.calls.items()}
-        if all(backward.joined for backward in backwards) and _alike(list(calls.values())):
-            for settled in calls.values():
-                self._loss.add(settled.tally.value, settled.tally.targets)
-            return
-        scalars = [backward.scalar for backward in backwards if backward.scalar is not None]
-        if len(scalars) < len(backwards):
+    def _add_loss(self, backwards: list[_Backward]) -> list[Call]:
+        """Give the calls whose values are the step's loss; where it isn't theirs, add it here."""
+        calls = list(dict.fromkeys(call for backward in backwards for call in backward.calls))
+        scalars = [_wide(backward.scalar) for backward in backwards if backward.scalar is not None]
+        complete = len(scalars) == len(backwards)
+        if all(backward.joined for backward in backwards) and _alike(calls):
+            if complete and any(call.reduction == "none" for call in calls):
+                self._add_unreduced(calls, functools.reduce(torch.add, scalars))
+                return []
+            return calls
+        if not complete:
             self.loss_fault = "several losses were differentiated together, or one that is no scalar"
-            return
-        firsts = [next(iter(backward.calls.values())).tally.targets for backward in backwards if backward.calls]
-        self._loss.add(functools.reduce(torch.add, scalars), functools.reduce(operator.add, firsts) if firsts else 1)
+            return []
+        weights = [_targets(backward.chosen or backward.calls[-1]) for backward in backwards if backward.calls]
+        self._means.add_loss(
+            functools.reduce(torch.add, scalars), functools.reduce(torch.add, weights) if weights else 1
+        )
+        return []
 
-    def _add_accuracy(self, backwards: list[_Backward]) -> None:
+    def _add_unreduced(self, calls: list[Call], scalar: torch.Tensor) -> None:
+        """Add the mean over the targets, unless the loop weighs them by itself: then the loss is what it makes of them.
+
+        A mask gives each target that counts the same gradient; weights don't.
+        """
+        tallies = [_tallied(call) for call in calls]
+        targets = torch.cat([tallied.targets for tallied in tallies])
+        values = torch.cat([tallied.values for tallied in tallies])
+        mean = torch.where(targets > 0, _wide(values) * targets, 0).sum() / targets.sum()
+        for tallied in tallies:
+            if tallied.even is not None:
+                mean = torch.where(tallied.even.reshape(()), mean, scalar.to(mean))
+        self._means.add_loss(mean, targets.sum())
+
+    def _judged(self, backwards: list[_Backward]) -> list[Call]:
+        """The calls whose predictions are the step's."""
         if not any(backward.calls for backward in backwards):
             self.accuracy_fault = "the loss is no criterion of torch.nn.functional that has class targets"
-        judged: dict[Call, _Settled] = {}
+        judged: dict[Call, None] = {}
         for backward in backwards:
             if backward.judged is None:
                 self.accuracy_fault = "several criterion calls with class targets fed one backward"
-                return
-            judged |= {call: backward.calls[call] for call in backward.judged}
-        for settled in judged.values():
-            self._add_judged(settled.tally)
-
-    def _add_judged(self, tallied: Tally) -> None:
-        assert tallied.correct is not None
-        self._accuracy.add_sum(tallied.correct, tallied.targets)
-        if isinstance(tallied.soft, torch.Tensor):
-            self._soft.append(tallied.soft)
-        elif tallied.soft:
-            self.accuracy_fault = "the targets are probabilities, not classes"
-        if len(self._soft) >= _FOLD:
-            self._soft = [_total(self._soft)]
+                return []
+            judged |= dict.fromkeys(backward.judged)
+        return list(judged)
 
     # What comes out
 
+    @property
+    def pairing(self) -> Pairing | None:
+        """How the last training call paired output with target; None where none was observed."""
+        if self._judged_last is None:
+            return None
+        return replace(Pairing.of(self._judged_last), targets_changed=self._target_check.changed())
+
+    @property
+    def criterion(self) -> dict[str, Any] | None:
+        """Name and settings of that call's criterion."""
+        return None if self._judged_last is None else self._judged_last.settings
+
     def take(self) -> tuple[float | None, float | None]:
         """Fetch the epoch's loss and accuracy from the device, once, and begin a new epoch."""
+        self._follow_latest()
         if self._any_backward:  # then `torch.autograd.grad` after the last step was no training
-            self._reached.clear()
+            self.reached.clear()
             self._differentiated.clear()
         self._any_backward = False
         self.end_step()  # micro-batches that no optimizer step has followed yet were trained on all the same
-        loss = self._loss.take()
-        accuracy = self._accuracy.take()
-        if self._soft and float(_total(self._soft)) > 0:
+        means = self._means.take()
+        if means.soft:
             self.accuracy_fault = "the targets are probabilities, not classes"
-        if self.pairing is not None and self._target_check.changed():
-            self.pairing = replace(self.pairing, targets_changed=True)
-        faults = self.loss_fault, self.accuracy_fault
-        self._begin()
-        self.loss_fault, self.accuracy_fault = faults
-        return (None if faults[0] else loss), (None if faults[1] else accuracy)
+        return (None if self.loss_fault else means.loss), (None if self.accuracy_fault else means.accuracy)
 
     def release(self) -> None:
         """Remove every hook and drop every reference."""
         self._results.remove()
-        self.__init__()  # type: ignore[misc]
+        self.__init__(self._on_followed)  # type: ignore[misc]
 
 
-def _scalar(roots: tuple[torch.Tensor, ...], scale: torch.Tensor | None) -> torch.Tensor | None:
+def _scalar(roots: tuple[Root, ...], scale: torch.Tensor | None) -> torch.Tensor | None:
     """The value that `backward` was called on, less the gradient scaler's factor."""
-    if len(roots) != 1 or roots[0].numel() != 1:
+    root = roots[0] if len(roots) == 1 else None
+    if not isinstance(root, torch.Tensor) or root.numel() != 1:
         return None
-    value = roots[0].detach().reshape(())
-    value = value if value.dtype is torch.float64 else value.float()
-    return value.clone() if scale is None else value / scale.to(value.device)
+    value = root.detach().clone()
+    return value if scale is None else value.float() / scale.to(value.device)
 
 
-def _settled(call: Call) -> _Settled:
-    scores, target = call.input, call.target
-    classes = scores.shape[1] if scores.ndim > 1 and call.criterion.kind == "classes" else 0
-    return _Settled(
-        tally(call),
-        (call.criterion.name, classes),
-        (scores.data_ptr(), scores.shape),
-        (target.data_ptr(), target.shape),
-    )
+def _wide(value: torch.Tensor) -> torch.Tensor:
+    return value if value.dtype is torch.float64 else value.float()
 
 
-def _alike(calls: list[_Settled]) -> bool:
-    return len({call.likeness for call in calls}) == 1
+def _that_tell(backwards: list[_Backward]) -> list[_Backward]:
+    """Without backwards that only hand on what another one has brought, where a model is gone through in pieces."""
+    if not any(backward.calls for backward in backwards):
+        return backwards
+    return [backward for backward in backwards if backward.calls or backward.scalar is not None]
 
 
-def _apart(calls: list[_Settled]) -> bool:
-    return len({call.output for call in calls}) == len({call.target for call in calls}) == len(calls)
+def _tallied(call: Call) -> Tally:
+    if call.tallied is None:
+        settle([call])
+    tallied, index = call.tallied
+    one: Tally = tallied.of(index)
+    return one
+
+
+def _targets(call: Call) -> torch.Tensor:
+    """How many targets a call has that count, as a tensor without dimensions."""
+    return _tallied(call).targets.reshape(())
+
+
+def _alike(calls: list[Call]) -> bool:
+    """Whether calls measure the same thing: one criterion, one number of classes."""
+    return len(calls) == 1 or len({(call.criterion.name, call.classes) for call in calls}) == 1
+
+
+def _apart(calls: list[Call]) -> bool:
+    return len({call.input_at for call in calls}) == len({call.target_at for call in calls}) == len(calls)

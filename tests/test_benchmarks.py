@@ -1,0 +1,105 @@
+"""The benchmarks run, and print their tables. What they measure is read by people: no figure is asserted here."""
+
+import dataclasses
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent / "benchmarks"
+
+
+def run(script, *arguments, **environment):
+    """A benchmark in a process of its own."""
+    return subprocess.run(
+        [sys.executable, BENCHMARKS / script, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def rows(text):
+    """The first column of a table's rows, and the numbers in each."""
+    cells = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    return {
+        name.strip(): [float(number) for number in re.findall(r"-?[0-9.]+", "".join(rest))] for name, *rest in cells[2:]
+    }
+
+
+def loaded_overhead(monkeypatch):
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("overhead", BENCHMARKS / "overhead.py")
+    overhead = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "overhead", overhead)
+    spec.loader.exec_module(overhead)
+    return overhead
+
+
+def test_the_overhead_is_measured_and_printed(tmp_path):
+    """Each way has its row; one whose library can't be imported is left out, and that is said."""
+    (tmp_path / "wandb.py").write_text("raise ImportError('there is no wandb here')")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ways = ["bare again", "least", "by hand", "trackmetrics", "wandb watch"]
+    done = run("overhead.py", "--models", "letter-counting", "--blocks", "1", "--ways", *ways, PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    found = rows(done.stdout)
+    assert list(found) == ways[:-1]
+    for ratio, low, high, _ in found.values():
+        assert 0 < low <= ratio <= high
+    assert "86 thousand parameters in 24 tensors" in done.stdout
+    assert "wandb watch is left out: there is no wandb here" in done.stdout
+    assert re.search(r"trackmetrics beside the steps: [0-9.]+ ms to open a run", done.stdout)
+
+
+def test_a_way_that_measures_nothing_has_no_figure(tmp_path, monkeypatch):
+    """With tracking turned off the benchmark raises; it doesn't say that tracking is for free."""
+    overhead = loaded_overhead(monkeypatch)
+    case = dataclasses.replace(overhead.CASES["letter-counting"], warm_up=1, steps=2, few=1)
+    measurement = overhead.Measurement(case, ["trackmetrics"], tmp_path)
+    monkeypatch.setattr(overhead.Trackmetrics, "notes", lambda way: [])
+    measurement.run(1)
+    assert measurement.ratios["trackmetrics"][0] > 0
+    monkeypatch.setenv("TRACKMETRICS_DISABLED", "1")
+    with pytest.raises(RuntimeError):
+        measurement.run(1)
+
+
+def test_a_bare_step_is_not_observed(tmp_path, monkeypatch):
+    """The benchmark holds that a run has seen its own steps and no bare one: it raises where bare steps are seen."""
+    overhead = loaded_overhead(monkeypatch)
+    case = dataclasses.replace(overhead.CASES["letter-counting"], warm_up=1, steps=2, few=1)
+    measurement = overhead.Measurement(case, ["trackmetrics"], tmp_path)
+    monkeypatch.setattr(overhead.contextvars, "copy_context", lambda: Inside())
+    with pytest.raises(RuntimeError, match="5 of 3 steps were observed"):
+        measurement.run(1)
+
+
+class Inside:
+    """Takes a context's place, and runs in the run's own."""
+
+    def run(self, function):
+        return function()
+
+
+def test_the_import_time_is_measured_and_printed():
+    """A row each for the import before torch, after it, and what the first run loads."""
+    done = run("import_time.py", "--rounds", "1")
+    assert done.returncode == 0, done.stderr
+    found = rows(done.stdout)
+    assert list(found) == ["imported before torch", "imported after torch", "the first run, after both"]
+    for median, low, high, *_ in found.values():
+        assert 0 < low <= median <= high
+
+
+@pytest.mark.parametrize("script", sorted(BENCHMARKS.glob("*.py")), ids=lambda script: script.name)
+def test_a_benchmark_is_no_test(script):
+    """None of the scripts is collected, and each is described in the docs by its command."""
+    assert not script.name.startswith("test_")
+    page = (BENCHMARKS.parents[1] / "docs" / "explanation" / "cost.md").read_text(encoding="utf-8")
+    assert f"python tests/benchmarks/{script.name}" in page
