@@ -4,6 +4,7 @@ The oracle is a count over the dev examples, one by one, after the epoch. How ma
 model when the epoch ended says whether it made a pass of its own.
 """
 
+import collections
 import contextlib
 import copy
 import gc
@@ -43,11 +44,23 @@ def no_feeder_left():
     join_feeders()
 
 
+_seen = collections.Counter()
+
+
 class Seen:
-    """How many examples a model was given; no list, since the run puts a module's own collections back."""
+    """How many examples a model was given; kept apart from it, since the run puts back all that a model holds."""
 
     def __init__(self):
+        self.number = len(_seen)
         self.examples = 0
+
+    @property
+    def examples(self):
+        return _seen[self.number]
+
+    @examples.setter
+    def examples(self, count):
+        _seen[self.number] = count
 
 
 class Net(nn.Module):
