@@ -4,6 +4,7 @@ The oracle is a count over the dev examples, one by one, after the epoch. How ma
 model when the epoch ended says whether it made a pass of its own.
 """
 
+import collections
 import contextlib
 import copy
 import gc
@@ -43,22 +44,23 @@ def no_feeder_left():
     join_feeders()
 
 
-_given = {}
+_seen = collections.Counter()
 
 
 class Seen:
-    """How many examples a model was given; counted apart from it, since the run puts back whatever a model holds."""
+    """How many examples a model was given; kept apart from it, since the run puts back all that a model holds."""
 
     def __init__(self):
+        self.number = len(_seen)
         self.examples = 0
 
     @property
     def examples(self):
-        return _given.get(id(self), 0)
+        return _seen[self.number]
 
     @examples.setter
     def examples(self, count):
-        _given[id(self)] = count
+        _seen[self.number] = count
 
 
 class Net(nn.Module):
@@ -417,6 +419,11 @@ def test_examples_held_in_memory_are_known_by_their_targets(name):
     assert followed.said == followed.expected
     if name != "two columns at once":  # where the first batch is all there is
         followed.assert_used()
+
+
+def test_a_model_that_needs_a_batch_dimension_is_given_one():
+    """Examples that the loop gives a batch dimension are compared with one too."""
+    follow(one_by_one, list(zip(*DEV)), net=Normalised(Seen())).assert_used()
 
 
 def test_the_training_list_evaluated_too_is_told_apart():
@@ -826,6 +833,13 @@ class Halving(Sampler):
         return iter([*range(0, COUNT, 2), *range(1, COUNT, 2)])
 
 
+class HalfInWorkers(Stream):
+    """A stream that gives each of two workers the same half: as many examples as it says, not the ones it holds."""
+
+    def __iter__(self):
+        return itertools.islice(super().__iter__(), COUNT if torch.utils.data.get_worker_info() is None else COUNT // 2)
+
+
 UNCERTAIN = {
     "a last batch dropped": lambda: loader_of(DEV, 17, drop_last=True),
     "drawn with replacement": lambda: loader_of(
@@ -838,6 +852,7 @@ UNCERTAIN = {
     ),
     "a sampler of one's own": lambda: loader_of(DEV, sampler=Halving()),
     "a stream in two workers": lambda: DataLoader(Stream(), 20, num_workers=2),
+    "half a stream in two workers": lambda: DataLoader(HalfInWorkers(), 20, num_workers=2),
 }
 
 

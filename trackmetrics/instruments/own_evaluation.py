@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -223,38 +223,35 @@ def _kind(pairing: Pairing) -> tuple[str, int, int]:
 # The model's own predictions
 
 
+_Way = Callable[[Any], Parts]
+
+
 def _predicted_by(model: torch.nn.Module, covered: Covering) -> bool:
     """Whether the model gives the calls' first predictions again."""
     wanted = min(_COMPARED, sum(judged.pairing.targets for judged in covered.judged))
+    # A batch is given as it is; an example may have been given a batch dimension, and then all were.
+    ways: list[_Way] = [take_apart] if covered.by_loader else [take_apart, lambda example: collate([example])]
     for judged, at, item in covered.samples:
-        agreeing = 0
-        for way in _ways(item, covered.by_loader):
-            agreeing = agreeing or _agreeing(model, way, judged, at, covered.by_loader)
+        counts = ((_agreeing(model, way, item, judged, at, covered.by_loader), way) for way in ways)
+        agreeing, way = next((count for count in counts if count[0]), (0, take_apart))
         if not agreeing:
             return False
         wanted -= agreeing
         if wanted <= 0:
             return True
+        ways = [way]
     return False
 
 
-def _ways(item: Any, is_batch: bool) -> Iterator[Parts]:
-    """What the model may have been given: a batch as it is, an example also with a batch dimension, if it takes one."""
-    with contextlib.suppress(Exception):
-        yield take_apart(item)
-        if not is_batch:
-            yield collate([item])
-
-
-def _agreeing(model: torch.nn.Module, parts: Parts, judged: Judged, at: int, by_loader: bool) -> int:
+def _agreeing(model: torch.nn.Module, way: _Way, item: Any, judged: Judged, at: int, by_loader: bool) -> int:
     """How many of the call's predictions, from `at`, the model gives again; 0 where one differs."""
     assert judged.sample is not None
     try:
         with _autocast(judged.sample):
-            scores = _scores(model, parts, judged, by_loader)
+            scores = _scores(model, way(item), judged, by_loader)
         ours = _log_probs(scores, judged.pairing)
         theirs = _log_probs(judged.sample.scores[at:], judged.pairing)
-    except Exception:  # a model that takes something else than what the set holds
+    except Exception:  # the model takes something else than what the set holds
         return 0
     count = min(len(ours), len(theirs))
     return count if torch.allclose(ours[:count], theirs[:count], rtol=1e-4, atol=1e-5) else 0
