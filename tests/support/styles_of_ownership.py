@@ -34,6 +34,25 @@ def two_optimizers_on_one_model(notes, model, first, second):
             second.step()
 
 
+def two_heads():
+    model = nn.ModuleDict({"body": nn.Linear(5, 8), "left": nn.Linear(8, 3), "right": nn.Linear(8, 3)})
+    return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+@style(two_heads)
+def heads_with_a_backward_each(notes, model, optimizer):
+    """What only the first of a step's backwards reached counts as it was, before the clipping."""
+    with notes.epoch():
+        for inputs, targets in batches():
+            optimizer.zero_grad()
+            hidden = model["body"](inputs)
+            F.cross_entropy(model["left"](hidden), targets).backward(retain_graph=True)
+            F.cross_entropy(model["right"](hidden), targets).backward()
+            notes.step(model.parameters())
+            nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+            optimizer.step()
+
+
 def overlapping_optimizers():
     model = net()
     return model, torch.optim.SGD(model.parameters(), lr=0.1), torch.optim.SGD(model[4].parameters(), lr=0.1)

@@ -248,7 +248,7 @@ def in_type(dtype, factor, size):
 # product fault: float32 gradients of at most 1024 or more than 16384 elements are squared in float32, where 1e22 is
 # infinite and 1e-26 nothing; those in between are summed in float64 and right (gradient_norm._SHORT, _norm_in_rows).
 for dtype, factor, size in (
-    (torch.float16, 2003.0, 8),  # a square overflows float16, and the norm does
+    (torch.float16, 20011.0, 8),  # a square overflows float16, and the norm does
     (torch.float16, 2003.0, 64),
     (torch.float16, 203.0, 160),
     (torch.bfloat16, 1e22, 8),  # a square overflows bfloat16, and float32 too
