@@ -30,6 +30,7 @@ FLOORS = [
 INSTRUMENT_FLOORS = [
     ["objects"],
     [
+        "compiling",
         "criteria",
         "guard",
         "reaching",

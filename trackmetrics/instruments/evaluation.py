@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .compiling import as_written
 from .criteria import Call, Criterion, Made
 from .data import (
     TARGET_KEYS,
@@ -89,7 +90,7 @@ def run(model: torch.nn.Module, parts: Parts, with_labels: bool = True) -> tuple
         name = _labels_name(parameters, parts)
         keywords |= {} if name is None else {name: parts.target}
     inner = _Inner()
-    with heard_by(inner):
+    with heard_by(inner), as_written():
         return model(*arguments, **keywords), inner.calls
 
 

@@ -25,6 +25,7 @@ from torch.autograd.graph import GradientEdge
 from torch.optim import optimizer as torch_optimizer
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
+from .compiling import pass_over_ours
 from .criteria import CRITERIA, Criterion
 from .trained_parameters import Root
 
@@ -69,7 +70,7 @@ class Listener:
         """That gradient scaler's `step` is over."""
 
     def optimizer_built(self, optimizer: torch.optim.Optimizer) -> None:
-        """An optimizer was constructed."""
+        """An optimizer was constructed, copied or unpickled."""
 
     def batch_yielded(self, batch: Any, iterator: Any) -> None:
         """An iterator over a `DataLoader` gave a batch to whoever goes through it."""
@@ -185,12 +186,14 @@ def _release() -> None:
 
 
 def _install(patches: _Patches) -> None:
+    pass_over_ours()
     for criterion in CRITERIA:
         patches.wrap(criterion.owner, criterion.name, functools.partial(_observe_criterion, criterion))
     patches.wrap(torch.autograd, "_engine_run_backward", _observe_differentiation)
     patches.wrap(torch.amp.GradScaler, "scale", _observe_scale)
     patches.wrap(torch.amp.GradScaler, "step", _observe_scaler_step)
-    patches.wrap(torch.optim.Optimizer, "__init__", _observe_optimizer_init)
+    patches.wrap(torch.optim.Optimizer, "__init__", _observe_optimizer_made)
+    patches.wrap(torch.optim.Optimizer, "__setstate__", _observe_optimizer_made)
     patches.wrap(torch.nn.Module, "__init__", _observe_module_init)
     patches.wrap(_BaseDataLoaderIter, "__next__", _observe_next_batch)
     patches.undo.append(torch_optimizer.register_optimizer_step_pre_hook(_optimizer_steps).remove)
@@ -273,14 +276,16 @@ def _observe_scaler_step(patches: _Patches, original: Callable[..., Any]) -> Cal
     return step
 
 
-def _observe_optimizer_init(patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
-    def __init__(self: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
+def _observe_optimizer_made(patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Constructed, or copied or unpickled."""
+
+    def made(self: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         listener = patches.listener()
         if listener is not None:
             listener.optimizer_built(self)
 
-    return __init__
+    return made
 
 
 def _observe_next_batch(patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -334,6 +339,8 @@ def _optimizer_steps(
     optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """A step's arguments are handed to the hook, its optimizer first; what it gives back takes their place."""
+    if torch.compiler.is_compiling():  # a compiler that looks in here finds nothing to do
+        return None
     listener = _listener_of_step()
     if listener is None:
         return None
@@ -349,6 +356,8 @@ def _optimizer_steps(
 
 
 def _optimizer_stepped(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    if torch.compiler.is_compiling():
+        return
     listener = _listener_of_step()
     if listener is not None:
         listener.optimizer_stepped(optimizer)

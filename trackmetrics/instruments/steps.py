@@ -10,6 +10,7 @@ import functools
 
 import torch
 
+from .compiling import anything_compiled
 from .gradient_norm import GradientNorm
 from .guard import Guard
 from .reaching import ReachHooks, can_be_reached
@@ -50,6 +51,7 @@ class Steps:
         self._closures = 0
         self._evaluations = 0
         self._scaler_waits = False
+        self._heard_any = False
         # The open step: who took it; or, with no optimizer in sight, whether a backward did
         self._stepped: set[int] = set()
         self._without_optimizer = False
@@ -137,6 +139,7 @@ class Steps:
     def optimizer_steps(self, optimizer: torch.optim.Optimizer, takes_closure: bool) -> None:
         """An optimizer steps."""
         self.before_optimizer(optimizer)
+        self._heard_any = True
         self._scaler_waits = False
         if self._depth > 0:
             self._stepped_inside = True
@@ -190,8 +193,16 @@ class Steps:
 
     def end_open_step(self) -> None:
         """Close the step that was taken, if there is one."""
-        if self._stepped or self._stepped_inside or self._without_optimizer:
+        if not self._stepped and not self._stepping and self._spare_norm(self._stepped_unheard):
+            self._spare_norm(self.norm.include_all)
             self._end()
+        elif self._stepped or self._stepped_inside or self._without_optimizer:
+            self._end()
+
+    def _stepped_unheard(self) -> bool:
+        """Whether an optimizer has stepped in compiled code: there, no step is heard, and only its effect is seen."""
+        silent = not self._heard_any and anything_compiled()
+        return silent and self.norm.measured and not self._without_optimizer and self.parameters.updated()
 
     def _end(self) -> None:
         if self._without_optimizer and not self._stepped:

@@ -39,6 +39,7 @@ class TrainedParameters:
         self._leaves: list[torch.Tensor] | None = None
         self._looked_around = False
         self._an_owner: weakref.ref[torch.optim.Optimizer] | None = None
+        self._last: tuple[weakref.ref[torch.Tensor], int] | None = None
         # What the optimizers held when it was last looked at; nothing there is to be looked at again while it's so.
         self._owned: list[int] | None = None
         self._frozen = False
@@ -150,6 +151,7 @@ class TrainedParameters:
             if arrived and id(arrived[0]) not in self._hooks:
                 self._put_hook(arrived[0])
         arrived = [parameter for parameter in arrived if parameter.grad is not None]
+        self._last = (weakref.ref(arrived[0]), arrived[0]._version) if arrived else None
         fresh = [parameter for parameter in arrived if id(parameter) not in self._trained]
         if fresh:
             self._learn(fresh, owned)
@@ -175,6 +177,11 @@ class TrainedParameters:
         """Whether an optimizer owns something of what is trained."""
         return optimizer is not None and any(id(item) in self._trained for item in parameters_of(optimizer))
 
+    def updated(self) -> bool:
+        """Whether what is trained has changed since `arrived`: an optimizer has stepped in compiled code, unheard."""
+        parameter = None if self._last is None else self._last[0]()
+        return parameter is not None and self._last is not None and parameter._version != self._last[1]
+
     def forget_arrived(self) -> None:
         """The backward that has ended doesn't count."""
         self._arrived.clear()
@@ -185,6 +192,11 @@ class TrainedParameters:
     def trained(self) -> list[torch.Tensor]:
         """The parameters that have received a gradient so far and are still alive."""
         return [parameter for reference in self._trained.values() if (parameter := reference()) is not None]
+
+    def owners(self) -> list[str]:
+        """The names of the optimizers that own something of what is trained."""
+        alive = (reference() for reference in self._optimizers.values())
+        return [type(optimizer).__name__ for optimizer in alive if optimizer is not None and self._trains(optimizer)]
 
     def has_optimizer(self) -> bool:
         """Whether some optimizer owns something of what is trained."""

@@ -95,6 +95,11 @@ class Training(events.Listener):
             parameter for parameter in stepped if parameter.requires_grad
         ]
 
+    def owners(self) -> list[str]:
+        """The names of the optimizers that own something of what is trained, whether they stepped or not."""
+        owners: list[str] = self._spare_norm(self._parameters.owners, otherwise=[])
+        return owners
+
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """The optimizers that have stepped and are still alive."""
         return self._settings.optimizers()
