@@ -37,6 +37,7 @@ def _process_wide_state():
         "GradScaler.scale": torch.amp.GradScaler.scale,
         "GradScaler.step": torch.amp.GradScaler.step,
         "Optimizer.__init__": torch.optim.Optimizer.__init__,
+        "Optimizer.__setstate__": torch.optim.Optimizer.__setstate__,
         "Module.__init__": torch.nn.Module.__init__,
         "DataLoader iterators": _BaseDataLoaderIter.__next__,
         "Module.__call__": torch.nn.Module.__call__,

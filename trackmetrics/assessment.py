@@ -141,7 +141,9 @@ class Assessment:
         by_hand = (
             "no optimizer stepped, and gradients of torch.autograd.grad that the loop applies itself can't be seen"
         )
-        unseen = nothing_finite if observation.norm.steps else by_hand
+        owners = self._training.owners()
+        idle = f"the optimizer of what is trained ({', '.join(owners)}) never stepped" if owners else by_hand
+        unseen = nothing_finite if observation.norm.steps else idle
         reasons = {
             "train_loss": observation.loss_fault or nothing_trained,
             "train_accuracy": observation.accuracy_fault or ("" if no_accuracy else nothing_trained),

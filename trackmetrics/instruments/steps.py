@@ -175,6 +175,8 @@ class Steps:
             return
         if id(optimizer) in self._stepping:
             del self._stepping[self._stepping.index(id(optimizer)) :]
+        else:  # its beginning was in compiled code, and wasn't heard
+            self._spare_norm(self._include, optimizer, False)
         self._stepped.add(id(optimizer))
 
     def scaler_steps(self) -> None:
