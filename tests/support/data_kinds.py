@@ -1,7 +1,6 @@
 """Data sets in the forms that PyTorch users have: ten examples, whose input says which of them it is."""
 
 import gc
-import itertools
 import random
 import threading
 from dataclasses import dataclass
@@ -27,6 +26,13 @@ COUNT = 10
 INPUTS = torch.arange(COUNT)
 TARGETS = INPUTS % 3
 PAIRS = list(zip(INPUTS, TARGETS))
+
+
+def for_ever(items):
+    """Goes round and round; but whoever reads on far beyond any use is stopped."""
+    for number in range(100_000):
+        yield items[number % len(items)]
+    raise AssertionError("an endless set was read on and on")
 
 
 class Numbered(Dataset):
@@ -67,7 +73,7 @@ class EndlessStream(IterableDataset):
         return COUNT
 
     def __iter__(self):
-        return (PAIRS[number % COUNT] for number in itertools.count())
+        return for_ever(PAIRS)
 
 
 class OnceStream(IterableDataset):
@@ -124,8 +130,7 @@ class Endless(Sampler):
         self.count = count
 
     def __iter__(self):
-        while True:
-            yield from torch.randperm(self.count).tolist()
+        return for_ever(torch.randperm(self.count).tolist())
 
 
 class SizedEndless(Endless):
@@ -177,7 +182,7 @@ class OtherLoader:
         return 3
 
     def __iter__(self):
-        for at in itertools.cycle((0, 4, 8)):
+        for at in for_ever((0, 4, 8)):
             yield INPUTS[at : at + 4], TARGETS[at : at + 4]
 
 
@@ -282,7 +287,7 @@ READABLE = {
 UNREADABLE = {
     "a generator": (lambda: (pair for pair in PAIRS), "iterator"),
     "an iterator": (lambda: iter(PAIRS), "iterator"),
-    "an endless iterator": (lambda: itertools.cycle(PAIRS), "iterator"),
+    "an endless iterator": (lambda: for_ever(PAIRS), "iterator"),
     "a loader's iterator": (lambda: iter(_loader()), "iterator"),
     "an unsized stream": (Stream, "without a length"),
     "an unsized stream in a loader": (lambda: DataLoader(Stream(), batch_size=4), "without a length"),
@@ -292,7 +297,7 @@ UNREADABLE = {
     "its own iterator in a loader": (lambda: DataLoader(SelfStream(), batch_size=4), "iterator"),
     "an unsized iterable": (lambda: type("Unsized", (), {"__iter__": lambda self: iter(PAIRS)})(), "without a length"),
     "an endless loader": (
-        lambda: type("Endless", (), {"__iter__": lambda self: itertools.cycle(PAIRS)})(),
+        lambda: type("Endless", (), {"__iter__": lambda self: for_ever(PAIRS)})(),
         "without a length",
     ),
     "an endless sampler": (lambda: _loader(sampler=Endless(COUNT)), "can't be copied and counted"),
