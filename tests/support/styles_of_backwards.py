@@ -55,28 +55,6 @@ def an_optimizer_first_and_none_later(notes, model):
                     parameter -= 0.1 * parameter.grad
 
 
-# product fault: while an optimizer lives that owned what was trained before, the leaves of later backwards aren't
-# looked at, so what no optimizer owns isn't seen (gradient_norm.prepare_inner returns early; steps.Steps promises that
-# each backward is a step there).
-@style(sgd)
-def an_optimizer_first_and_another_model_by_hand_later(notes, model, optimizer):
-    with notes.epoch():
-        for batch in batches():
-            optimizer.zero_grad()
-            loss_of(model, batch).backward()
-            notes.step(model.parameters())
-            optimizer.step()
-    other = net()
-    with notes.epoch():
-        for batch in batches():
-            other.zero_grad()
-            loss_of(other, batch).backward()
-            notes.step(other.parameters())
-            with torch.no_grad():
-                for parameter in other.parameters():
-                    parameter -= 0.1 * parameter.grad
-
-
 # Backwards of other kinds
 
 

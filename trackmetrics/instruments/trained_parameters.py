@@ -40,6 +40,7 @@ class TrainedParameters:
         self._looked_around = False
         self._an_owner: weakref.ref[torch.optim.Optimizer] | None = None
         self._last: tuple[weakref.ref[torch.Tensor], int] | None = None
+        self._state: list[int] = []
         # What the optimizers held when it was last looked at; nothing there is to be looked at again while it's so.
         self._owned: list[int] | None = None
         self._frozen = False
@@ -178,9 +179,18 @@ class TrainedParameters:
         return optimizer is not None and any(id(item) in self._trained for item in parameters_of(optimizer))
 
     def updated(self) -> bool:
-        """Whether what is trained has changed since `arrived`: an optimizer has stepped in compiled code, unheard."""
+        """Whether an optimizer has stepped since `arrived`: what is trained has changed, and the optimizer's state."""
         parameter = None if self._last is None else self._last[0]()
-        return parameter is not None and self._last is not None and parameter._version != self._last[1]
+        if parameter is None or self._last is None or parameter._version == self._last[1]:
+            return False
+        before, self._state = self._state, self._state_of(parameter)
+        return self._state != before
+
+    def _state_of(self, parameter: torch.Tensor) -> list[int]:
+        """The versions of what optimizers keep for a parameter."""
+        optimizers = [optimizer for reference in self._optimizers.values() if (optimizer := reference()) is not None]
+        kept = [optimizer.state.get(parameter, {}) for optimizer in optimizers]
+        return [value._version for state in kept for value in state.values() if isinstance(value, torch.Tensor)]
 
     def forget_arrived(self) -> None:
         """The backward that has ended doesn't count."""
