@@ -97,6 +97,18 @@ HIDES_CRITERION = (compiled_loss, compiled_module, model_and_loss, whole_step)
 COMPILES_STEPS = (compiled_optimizer, whole_step)
 
 
+def test_a_compiled_step_that_leaves_no_trace_is_no_guess():
+    """Plain SGD keeps no state: where its steps are compiled, norm and loss are null, each said once."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    step = compiled(eager(model, torch.optim.SGD(model.parameters(), lr=0.1)))
+    with tracking() as run, run.run.epoch():
+        for inputs, target in batches():
+            step(inputs, target)
+    assert (run.epochs[0].gradient_norm, run.epochs[0].train_loss) == (None, None)
+    assert len(run.warned_of("gradient_norm")) == len(run.warned_of("train_loss")) == 1
+
+
 def batches():
     generator = torch.Generator().manual_seed(1)
     for _ in range(STEPS):

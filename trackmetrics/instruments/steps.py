@@ -203,8 +203,16 @@ class Steps:
 
     def _stepped_unheard(self) -> bool:
         """Whether an optimizer has stepped in compiled code: there, no step is heard, and only its effect is seen."""
+        return self._may_be_unheard() and self.parameters.updated()
+
+    def _may_be_unheard(self) -> bool:
         silent = not self._heard_any and anything_compiled()
-        return silent and self.norm.measured and not self._without_optimizer and self.parameters.updated()
+        return silent and self.norm.measured and not self._without_optimizer
+
+    def end_epoch(self) -> None:
+        """Close the step that was taken last; what is left over may be micro-batches, or steps that weren't heard."""
+        self.end_open_step()
+        self.metrics.steps_unheard = bool(self._spare_norm(self._may_be_unheard))
 
     def _end(self) -> None:
         if self._without_optimizer and not self._stepped:

@@ -119,7 +119,7 @@ class Training(events.Listener):
 
     def take(self) -> Observation:
         """Close the last step, fetch the epoch's figures from the device, and begin a new epoch."""
-        self._spare_steps(self._steps.end_open_step)
+        self._spare_steps(self._steps.end_epoch)
         loss, accuracy = self._spare_metrics(self._metrics.take, otherwise=(None, None))
         norm = self._spare_norm(self._norm.take, otherwise=NormSummary())
         faults = self._metrics.loss_fault, self._metrics.accuracy_fault

@@ -77,6 +77,7 @@ class TrainingMetrics:
         self._differentiated: list[_Backward] = []
         self._backwards: list[_Backward] = []
         self._means = EpochMeans()
+        self.steps_unheard = False
         self.loss_fault: str | None = None
         self.accuracy_fault: str | None = None
 
@@ -198,6 +199,9 @@ class TrainingMetrics:
                 self._add_unreduced(calls, functools.reduce(torch.add, scalars))
                 return []
             return calls
+        if self.steps_unheard and len(backwards) > 1:
+            self.loss_fault = "steps of an optimizer in compiled code can't be told from micro-batches"
+            return []
         if not complete:
             self.loss_fault = "several losses were differentiated together, or one that is no scalar"
             return []
