@@ -276,7 +276,7 @@ class _CurrentRun:
         if name.startswith("__"):
             raise AttributeError(name)
         run = _current.get()
-        if run is None:
+        if run is None or run._state == "ended":  # ended in another thread, which can't take it out of this context
             raise RunStateError(
                 f"tracker.{name} was used outside a run; decorate the training function with @tracked_training(...), "
                 "or open a run with `with Tracker(task=...)`"
