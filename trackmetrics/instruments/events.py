@@ -69,6 +69,9 @@ class Listener:
     def module_built(self, module: torch.nn.Module, frame: FrameType) -> None:
         """`nn.Module.__init__` ran for a module; `frame` is the one that called it."""
 
+    def failed(self, event: str, error: Exception) -> None:
+        """Telling of an event failed after all, with a fault of ours that goes no further than here."""
+
 
 class _Patches:
     """What was patched when the first of the live runs began. Not `live` any more, a patch only passes on.
@@ -80,10 +83,6 @@ class _Patches:
     def __init__(self) -> None:
         self.live = True
         self.undo: list[Callable[[], None]] = []
-
-    def listener(self) -> Listener | None:
-        """Whoever listens in the calling context."""
-        return _listener.get() if self.live else None
 
     def wrap(
         self, owner: Any, name: str, observe: Callable[[_Patches, Callable[..., Any]], Callable[..., Any]]
@@ -110,8 +109,10 @@ class _Patches:
     def remove(self) -> None:
         """Put everything back."""
         self.live = False
-        while self.undo:
-            self.undo.pop()()
+        with contextlib.ExitStack() as stack:  # each, though another fails
+            for undo in self.undo:
+                stack.callback(undo)
+            self.undo = []
 
 
 def _replace_inside(wrapper: Any, observed: Any, original: Any) -> None:
@@ -186,12 +187,18 @@ def _install(patches: _Patches) -> None:
     patches.undo.append(torch_optimizer.register_optimizer_step_post_hook(_optimizer_stepped).remove)
 
 
+# In what follows, nothing of ours may raise into the user's program: each call of it stands in a `try` of its own.
+
+
 def _observe_criterion(criterion: Criterion, patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
     def observed(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
-        listener = patches.listener()
+        listener = _listener.get() if patches.live else None
         if listener is not None and type(result) is torch.Tensor:  # no fake tensor of a compiler's tracing
-            listener.criterion_called(criterion, criterion.bound(args, kwargs), result)
+            try:
+                listener.criterion_called(criterion, criterion.bound(args, kwargs), result)
+            except Exception as error:
+                listener.failed("criterion_called", error)
         return result
 
     return observed
@@ -199,13 +206,16 @@ def _observe_criterion(criterion: Criterion, patches: _Patches, original: Callab
 
 def _observe_backward(patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
     def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
-        listener = patches.listener()
+        listener = _listener.get() if patches.live else None
         if listener is None:
             return original(tensors, *args, **kwargs)
         roots = (tensors,) if isinstance(tensors, torch.Tensor) else tensors
         if not isinstance(roots, (tuple, list)):  # an iterator: it can be read once, and the engine wants it
             roots = tensors = tuple(tensors)
-        listener.backward_begins(tuple(roots))
+        try:
+            listener.backward_begins(tuple(roots))
+        except Exception as error:
+            listener.failed("backward_begins", error)
         _in_backward.append(listener)
         completed = False
         try:
@@ -214,7 +224,10 @@ def _observe_backward(patches: _Patches, original: Callable[..., Any]) -> Callab
             return result
         finally:
             _in_backward.remove(listener)
-            listener.backward_ended(completed)
+            try:
+                listener.backward_ended(completed)
+            except Exception as error:
+                listener.failed("backward_ended", error)
 
     return backward
 
@@ -222,10 +235,13 @@ def _observe_backward(patches: _Patches, original: Callable[..., Any]) -> Callab
 def _observe_scale(patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
     def scale(self: Any, outputs: Any) -> Any:
         scaled = original(self, outputs)
-        listener = patches.listener()
+        listener = _listener.get() if patches.live else None
         if listener is not None and isinstance(getattr(self, "_scale", None), torch.Tensor) and self.is_enabled():
-            for loss in _tensors_in(scaled):
-                listener.loss_scaled(loss, self._scale)
+            try:
+                for loss in _tensors_in(scaled):
+                    listener.loss_scaled(loss, self._scale)
+            except Exception as error:
+                listener.failed("loss_scaled", error)
         return scaled
 
     return scale
@@ -241,13 +257,19 @@ def _tensors_in(outputs: Any) -> Iterator[torch.Tensor]:
 
 def _observe_scaler_step(patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        listener = patches.listener()
+        listener = _listener.get() if patches.live else None
         if listener is None or not self.is_enabled() or not (args or "optimizer" in kwargs):
             return original(self, *args, **kwargs)
         optimizer = args[0] if args else kwargs["optimizer"]
-        listener.scaler_steps(optimizer)
+        try:
+            listener.scaler_steps(optimizer)
+        except Exception as error:
+            listener.failed("scaler_steps", error)
         result = original(self, *args, **kwargs)
-        listener.scaler_stepped(optimizer)
+        try:
+            listener.scaler_stepped(optimizer)
+        except Exception as error:
+            listener.failed("scaler_stepped", error)
         return result
 
     return step
@@ -256,9 +278,12 @@ def _observe_scaler_step(patches: _Patches, original: Callable[..., Any]) -> Cal
 def _observe_optimizer_init(patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
     def __init__(self: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        listener = patches.listener()
+        listener = _listener.get() if patches.live else None
         if listener is not None:
-            listener.optimizer_built(self)
+            try:
+                listener.optimizer_built(self)
+            except Exception as error:
+                listener.failed("optimizer_built", error)
 
     return __init__
 
@@ -266,9 +291,12 @@ def _observe_optimizer_init(patches: _Patches, original: Callable[..., Any]) -> 
 def _observe_next_batch(patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
     def __next__(self: Any) -> Any:
         batch = original(self)
-        listener = patches.listener()
+        listener = _listener.get() if patches.live else None
         if listener is not None:
-            listener.batch_yielded(batch)
+            try:
+                listener.batch_yielded(batch)
+            except Exception as error:
+                listener.failed("batch_yielded", error)
         return batch
 
     return __next__
@@ -277,9 +305,12 @@ def _observe_next_batch(patches: _Patches, original: Callable[..., Any]) -> Call
 def _observe_module_init(patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
     def __init__(self: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        listener = patches.listener()
+        listener = _listener.get() if patches.live else None
         if listener is not None:
-            listener.module_built(self, sys._getframe(1))
+            try:
+                listener.module_built(self, sys._getframe(1))
+            except Exception as error:
+                listener.failed("module_built", error)
 
     return __init__
 
@@ -294,46 +325,61 @@ class _Closure:
         self._evaluate = evaluate
 
     def __call__(self) -> Any:
-        self._listener.closure_begins(self._optimizer)
+        listener = self._listener
+        try:
+            listener.closure_begins(self._optimizer)
+        except Exception as error:
+            listener.failed("closure_begins", error)
         completed = False
         try:
             loss = self._evaluate()
             completed = True
             return loss
         finally:
-            self._listener.closure_ended(self._optimizer, completed)
+            try:
+                listener.closure_ended(self._optimizer, completed)
+            except Exception as error:
+                listener.failed("closure_ended", error)
 
 
 def _optimizer_steps(
     optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """A step's arguments are handed to the hook, its optimizer first; what it gives back takes their place."""
-    listener = _listener_of_step()
-    if listener is None:
+    listener = _listener.get()
+    try:
+        listener = listener or _listener_of_engine_thread()
+        if listener is None:
+            return None
+        closures = [item for item in (*args[1:], *kwargs.values()) if callable(item)]
+        listener.optimizer_steps(optimizer, bool(closures))
+        if not closures:
+            return None
+        closure = _Closure(listener, optimizer, closures[0])
+        observed = tuple(closure if item is closures[0] else item for item in args)
+        return observed, {name: closure if item is closures[0] else item for name, item in kwargs.items()}
+    except Exception as error:
+        if listener is not None:
+            listener.failed("optimizer_steps", error)
         return None
-    closures = [item for item in (*args[1:], *kwargs.values()) if callable(item)]
-    listener.optimizer_steps(optimizer, bool(closures))
-    if not closures:
-        return None
-
-    def observed(item: Any) -> Any:
-        return _Closure(listener, optimizer, item) if item is closures[0] else item
-
-    return (args[0], *map(observed, args[1:])), {name: observed(item) for name, item in kwargs.items()}
 
 
 def _optimizer_stepped(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    listener = _listener_of_step()
-    if listener is not None:
-        listener.optimizer_stepped(optimizer)
-
-
-def _listener_of_step() -> Listener | None:
-    """The calling context's, or, on a thread of the autograd engine, that of the backward under way."""
     listener = _listener.get()
-    if listener is None and len(_in_backward) == 1 and _on_engine_thread():
+    try:
+        listener = listener or _listener_of_engine_thread()
+        if listener is not None:
+            listener.optimizer_stepped(optimizer)
+    except Exception as error:
+        if listener is not None:
+            listener.failed("optimizer_stepped", error)
+
+
+def _listener_of_engine_thread() -> Listener | None:
+    """On a thread of the autograd engine, whoever listens to the backward under way."""
+    if len(_in_backward) == 1 and _on_engine_thread():
         return _in_backward[0]
-    return listener
+    return None
 
 
 def _on_engine_thread() -> bool:

@@ -5,7 +5,6 @@ The hooks go with their tensors, or with the run, whichever ends first.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import torch
@@ -29,17 +28,29 @@ class ReachHooks:
     def __init__(self) -> None:
         self._handles: list[RemovableHandle] = []
         self._limit = _PRUNE
+        self._fault: Exception | None = None
 
     def add(self, result: torch.Tensor, tell: Callable[[torch.Tensor], None]) -> None:
-        """Call `tell` with the gradient whenever a backward reaches `result`; it mustn't raise."""
+        """Call `tell` with the gradient whenever a backward reaches `result`; what it raises waits for `check`."""
         if not result.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(result):
             return  # no backward can reach it; torch.func's own transformations take no hooks
-        hook = functools.partial(tell)
+
+        def hook(gradient: torch.Tensor) -> None:
+            try:
+                tell(gradient)
+            except Exception as error:  # the engine would raise it into the user's backward
+                self._fault = error
+
         unserializable_hook(hook)  # else torch warns where a user saves the loss in a checkpoint
         self._handles.append(result.register_hook(hook))
         if len(self._handles) > self._limit:
             self._handles = [handle for handle in self._handles if handle.hooks_dict_ref() is not None]
             self._limit = 2 * len(self._handles) + _PRUNE
+
+    def check(self) -> None:
+        """Raise what a hook raised."""
+        if self._fault is not None:
+            raise self._fault
 
     def remove(self) -> None:
         """Remove the hooks from the tensors that are still alive."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,11 +18,12 @@ _IGNORED = -100  # the target that torch's criteria ignore by default
 class SaidValues:
     """Collects what `epoch.log` and `epoch.update` are given; tensors stay on their device until `take`.
 
-    After `take`, `faults` says, by name, which value could not be used, and why.
+    After `take`, `faults` says, by name, which value could not be used, and why. `names` are the values spoken for.
     """
 
     def __init__(self) -> None:
         self.faults: dict[str, str] = {}
+        self.names: set[str] = set()
         self._logged: dict[str, Any] = {}
         self._refused: dict[str, str] = {}  # what update() couldn't read, unless it is logged by name
         self._loss: DeviceMean | None = None
@@ -33,6 +34,7 @@ class SaidValues:
         for name in values:
             if name in RESERVED_EPOCH_KEYS:
                 raise ArgumentError(f"log({name}=...) collides with a key that the run itself fills in; choose another")
+        self.names.update(values)
         for name, value in values.items():
             self.faults.pop(name, None)
             if isinstance(value, torch.Tensor):
@@ -48,12 +50,20 @@ class SaidValues:
         """Take one batch's mean loss, and its outputs with their targets; what can't be read becomes a fault."""
         if output is not None and target is None:
             raise ArgumentError("update(output=...) came without target=; give both, or only loss=")
+        given = {"train_loss": loss, "train_accuracy": output}
+        self.names.update(name for name, value in given.items() if value is not None)
         classes = None if target is None else _tensor(target)
         counted = None if classes is None else _counted(classes)
         if loss is not None:
             self._add_loss(loss, 1 if counted is None else counted.sum())
         if output is not None:
             self._judge(output, target, classes, counted)
+
+    def spoil(self, names: Iterable[str], error: Exception) -> None:
+        """A fault of ours cost what the user says under these names."""
+        for name in names:
+            self._logged[name] = None
+            self.faults[name] = f"its instrument failed with {error!r}"
 
     def _add_loss(self, loss: Any, targets: torch.Tensor | int) -> None:
         value = _tensor(loss)

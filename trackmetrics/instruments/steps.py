@@ -95,6 +95,7 @@ class Steps:
 
     def backward_ended(self, completed: bool) -> None:
         """That backward is over; it counts only if it was `completed`."""
+        self._scaled.check()
         self._depth -= 1
         if self._depth > 0:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
@@ -18,8 +19,6 @@ from .pairing import Pairing
 from .steps import Steps
 from .training_metrics import TrainingMetrics
 
-_FAILED = "its instrument failed"
-
 
 @dataclass(frozen=True)
 class Observation:
@@ -33,11 +32,15 @@ class Observation:
     norm_fault: str | None
 
 
+def _said_with_the_values(name: str, error: Exception) -> None:
+    """An epoch's values say themselves why they are missing."""
+
+
 class Training(events.Listener):
     """Listens to a training while it is `active`; a fault of ours ends the instrument it is in, nothing else.
 
-    `on_fault` is told the instrument's name and its error; `on_steps` is told, between two steps, that at least
-    one more is complete.
+    An instrument of an epoch's values that failed says so with each of them that it costs; of any other `on_fault` is
+    told the name and the error. `on_steps` is told, between two steps, that at least one more is complete.
     """
 
     def __init__(self, on_fault: Callable[[str, Exception], None], on_steps: Callable[[], None]) -> None:
@@ -47,9 +50,9 @@ class Training(events.Listener):
         self._metrics = TrainingMetrics()
         self._constructed = ConstructorArguments()
         self._settings = OptimizerSettings()
-        self._spare_norm = Guard("gradient_norm", on_fault)
-        self._spare_metrics = Guard("train_loss and train_accuracy", on_fault)
-        self._spare_steps = Guard("gradient_norm, train_loss and train_accuracy", on_fault)
+        self._spare_norm = Guard("gradient_norm", _said_with_the_values)
+        self._spare_metrics = Guard("train_loss and train_accuracy", _said_with_the_values)
+        self._spare_steps = Guard("gradient_norm, train_loss and train_accuracy", _said_with_the_values)
         self._spare_arguments = Guard("the model's constructor arguments", on_fault)
         self._spare_settings = Guard("the optimizer's settings", on_fault)
         self._steps = Steps(self._norm, self._metrics, self._spare_norm, self._spare_metrics)
@@ -105,17 +108,34 @@ class Training(events.Listener):
         norm = self._spare_norm(self._norm.take, otherwise=NormSummary())
         faults = self._metrics.loss_fault, self._metrics.accuracy_fault
         self._metrics.loss_fault = self._metrics.accuracy_fault = None
-        if self._spare_metrics.broken or self._spare_steps.broken:
-            faults = (_FAILED, _FAILED)
-        norm_fault = _FAILED if self._spare_norm.broken or self._spare_steps.broken else None
-        return Observation(loss, accuracy, norm, *faults, norm_fault)
+        norm_fault = self._spare_norm.fault or self._spare_steps.fault
+        if self.metrics_fault is not None:  # what was counted before is a part of the epoch
+            loss, accuracy, faults = None, None, (self.metrics_fault, self.metrics_fault)
+        elif norm_fault is not None and not self.optimizers():  # then it would have told one step from the next
+            loss, faults = None, (norm_fault, faults[1])
+        return Observation(loss, accuracy, norm if norm_fault is None else NormSummary(), *faults, norm_fault)
+
+    @property
+    def metrics_fault(self) -> str | None:
+        """Why the training's criterion calls aren't observed any more; None while they are."""
+        return self._spare_metrics.fault or self._spare_steps.fault
+
+    def failed(self, event: str, error: Exception) -> None:
+        guards = {
+            "module_built": self._spare_arguments,
+            "optimizer_built": self._spare_norm,
+            "criterion_called": self._spare_metrics,
+            "batch_yielded": self._spare_metrics,
+        }
+        guards.get(event, self._spare_steps).fail(error)
 
     def release(self) -> None:
         """Remove every hook and drop every reference."""
         self.active = False
-        self._steps.release()
-        self._norm.release()
-        self._metrics.release()
+        with contextlib.ExitStack() as stack:  # each, though another fails
+            stack.callback(self._metrics.release)
+            stack.callback(self._norm.release)
+            stack.callback(self._steps.release)
         self._constructed = ConstructorArguments()
         self._settings = OptimizerSettings()
 

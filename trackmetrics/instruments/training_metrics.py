@@ -173,6 +173,7 @@ class TrainingMetrics:
 
     def backward_ended(self, roots: tuple[torch.Tensor, ...], scale: torch.Tensor | None, counts: bool) -> None:
         """Settle the calls that the backward from `roots` reached, unless it doesn't count."""
+        self._results.check()
         self._in_backward = False
         self._any_backward |= counts
         if counts:
@@ -181,6 +182,7 @@ class TrainingMetrics:
 
     def settle_differentiated(self) -> None:
         """Settle what `torch.autograd.grad` reached: its gradients may be the step's, set by hand."""
+        self._results.check()
         if self._reached and not self._backwards:
             self._differentiated.append(self._settle(None))
         self._reached.clear()
