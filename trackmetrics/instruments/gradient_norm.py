@@ -238,7 +238,7 @@ class GradientNorm:
         """Fetch the epoch's norms from the device, once, and begin a new epoch."""
         totals, self._totals = self._totals, []
         skipped, self._skipped = self._skipped, 0
-        norms = torch.cat([total.cpu() for total in totals]).tolist() if totals else []
+        norms = torch.cat([total.to(totals[0].device) for total in totals]).tolist() if totals else []
         taken = [norm for norm in norms if norm != _SKIPPED]
         finite = [norm for norm in taken if norm < float("inf")]  # NaN isn't
         return NormSummary(

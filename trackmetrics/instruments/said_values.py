@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 
 from ..errors import ArgumentError, shown
-from ..plain import NotPlainError, to_plain
+from ..plain import MAX_DEPTH, NotPlainError, to_plain
 from ..record import METRIC_KEYS, RESERVED_EPOCH_KEYS
 from .training_metrics import DeviceMean
 
@@ -37,14 +37,7 @@ class SaidValues:
         self.names.update(values)
         for name, value in values.items():
             self.faults.pop(name, None)
-            if isinstance(value, torch.Tensor):
-                self._logged[name] = value.detach().clone()
-                continue
-            try:
-                self._logged[name] = to_plain(value)
-            except NotPlainError as error:
-                self._logged[name] = None
-                self.faults[name] = f"log({name}=...) was given {error}; give a number, or plain data"
+            self._logged[name] = self._plain(name, value, _kept)
 
     def update(self, loss: Any, output: Any, target: Any) -> None:
         """Take one batch's mean loss, and its outputs with their targets; what can't be read becomes a fault."""
@@ -98,15 +91,33 @@ class SaidValues:
             if name not in self._logged:
                 said[name], self.faults[name] = None, fault
         for name, value in self._logged.items():
-            said[name] = to_plain(value) if isinstance(value, torch.Tensor) else value
+            said[name] = self._plain(name, value, to_plain)
         own = {name: self._number(name, said.pop(name)) for name in METRIC_KEYS if name in said}
         return own, said
+
+    def _plain(self, name: str, value: Any, make: Callable[[Any], Any]) -> Any:
+        try:
+            return make(value)
+        except NotPlainError as error:
+            self.faults[name] = f"log({name}=...) was given {error}; give a number, or plain data"
+            return None
 
     def _number(self, name: str, value: Any) -> float | None:
         if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
             return None if value is None else float(value)
         self.faults[name] = f"log({name}=...) was given {shown(value)}; give one number"
         return None
+
+
+def _kept(value: Any, depth: int = 0) -> Any:
+    """Plain data, but for tensors: copies of these, which stay on their device."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if depth < MAX_DEPTH and type(value) in (list, tuple):
+        return [_kept(item, depth + 1) for item in value]
+    if depth < MAX_DEPTH and type(value) is dict:
+        return {key: _kept(item, depth + 1) for key, item in value.items()}
+    return to_plain(value)
 
 
 def _tensor(value: Any) -> torch.Tensor | None:

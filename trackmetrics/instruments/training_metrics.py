@@ -53,12 +53,21 @@ class DeviceMean:
             self._fold()
 
     def _fold(self) -> None:
-        if self._means:
-            values = _joined([value for value, _ in self._means])
-            weights = _joined([torch.as_tensor(weight) for _, weight in self._means], values.device)
-            self._sums.append(torch.where(weights > 0, values * weights, 0).sum())
+        weighed: dict[int, list[torch.Tensor]] = {}  # by numbers of Python's, which are never sent to the device
+        for value, weight in self._means:
+            if isinstance(weight, int):
+                weighed.setdefault(weight, []).append(value)
+        for weight, values in weighed.items():
+            if weight > 0:
+                self._sums.append(_total(values) * weight)
+                self._whole_weight += weight * len(values)
+        pairs = [(value, weight) for value, weight in self._means if isinstance(weight, torch.Tensor)]
+        if pairs:
+            joined = _joined([value for value, _ in pairs])
+            weights = _joined([weight for _, weight in pairs], joined.device)
+            self._sums.append(torch.where(weights > 0, joined * weights, 0).sum())
             self._weights.append(weights.sum())
-            self._means = []
+        self._means = []
         self._sums = [_total(self._sums)] if self._sums else []
         self._weights = [_total(self._weights)] if self._weights else []
 
