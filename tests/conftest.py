@@ -1,6 +1,7 @@
 """What every test gets: a folder of its own, a clock that is set by hand, and a look at what is left behind."""
 
 import gc
+import importlib
 import random
 import threading
 from datetime import datetime, timezone
@@ -56,7 +57,8 @@ def _process_wide_state():
 
 @pytest.fixture(autouse=True, scope="session")
 def a_small_heap():
-    """A run looks once through what the garbage collector knows: not through pytest's own hundreds of thousands."""
+    """A run looks once through what the garbage collector knows: not through the hundreds of thousands around it."""
+    importlib.import_module("torch._dynamo")  # as an optimizer's first step does
     gc.collect()
     gc.freeze()
     yield

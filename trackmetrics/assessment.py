@@ -80,29 +80,49 @@ class Assessment:
         self, number: int, values: SaidValues, frame: FrameType | None
     ) -> tuple[dict[str, float | None], dict[str, Any], dict[str, Any]]:
         """Give an epoch's own values, those the user logged under other names, and its gradient norms in summary."""
-        observation = self._training.take()
-        scope = Scope.of(self._arguments, frame)
+        observation = self._observed()
+        scope = Scope()
+        with self._spared("model and data"):
+            scope = Scope.of(self._arguments, frame)
         with self._spared("the model"):
             self._look_for_model(scope)
         with self._spared("the data"):
             self._look_for_data(scope)
         with self._spared("the parsed arguments"):
             self._namespaces = hyperparameters.spread(scope.parsed_arguments())
-        said, metrics = values.take()
+        said, metrics = self._said(values)
         found = {
             "train_loss": observation.loss,
             "train_accuracy": observation.accuracy,
             "gradient_norm": observation.norm.mean,
         }
         if "dev_accuracy" not in said:
-            evaluates = number % self._options.evaluate_every == 0
-            own_evaluation = self._evaluated_by_user(observation)
-            found["dev_accuracy"] = self._dev_accuracy() if own_evaluation is None and evaluates else own_evaluation
-        own = {key: said[key] if key in said else found[key] for key in METRIC_KEYS}
-        self._say_what_is_missing(own, said, observation)
+            with self._spared("your own evaluation"):
+                found["dev_accuracy"] = self._evaluated_by_user(observation)
+            if found.get("dev_accuracy") is None and number % self._options.evaluate_every == 0:
+                with self._spared("dev_accuracy"):
+                    found["dev_accuracy"] = self._dev_accuracy()
+        own = {key: said[key] if key in said else found.get(key) for key in METRIC_KEYS}
+        with self._spared("what is missing"):
+            self._say_what_is_missing(own, said, observation)
         for name, fault in values.faults.items():
             self._notices.say(f"log {name}", f"{name} is null: {fault}")
-        return own, metrics, _summary(observation.norm)
+        return own, metrics, _summary(observation.norm) if observation.norm_fault is None else {}
+
+    def _observed(self) -> Observation:
+        try:
+            return self._training.take()
+        except Exception as error:
+            self._training.failed("take", error)  # what it has counted would go into the next epoch
+            fault = self._training.metrics_fault
+            return Observation(None, None, NormSummary(), fault, fault, fault, None)
+
+    def _said(self, values: SaidValues) -> tuple[dict[str, Any], dict[str, Any]]:
+        try:
+            return values.take()
+        except Exception as error:
+            values.spoil(values.names, error)
+            return {key: None for key in METRIC_KEYS if key in values.names}, {}
 
     def _look_for_model(self, scope: Scope) -> None:
         trained = self._training.trained()
@@ -186,7 +206,8 @@ class Assessment:
             self._notices.say(key, f"{key} is null: {self._why_no_model()}; {_WATCH}")
             return None
         if evaluate is None and pairing is None:
-            self._notices.say(key, f"{key} is null: no criterion of torch.nn.functional was seen in training; {mend}")
+            reason = self._training.metrics_fault or "no criterion of torch.nn.functional was seen in training"
+            self._notices.say(key, f"{key} is null: {reason}; {mend}")
             return None
         if not candidates and (evaluate is None or role == "train"):
             named = "train, train_loader" if role == "train" else "dev, val_loader"
@@ -238,12 +259,15 @@ class Assessment:
         if not self._train and not self._dev:  # no epoch has looked
             with self._spared("the data"):
                 self._look_for_data(Scope(self._arguments))
-        train = None
+        train = dev = inference = None
         if self._options.final_train_accuracy:
-            train = self._accuracy("final_results.train_accuracy", "train", self._train)
-        dev = self._dev_accuracy()
+            with self._spared("final_results.train_accuracy"):
+                train = self._accuracy("final_results.train_accuracy", "train", self._train)
+        with self._spared("final_results.dev_accuracy"):
+            dev = self._dev_accuracy()
         began = self._clock()
-        inference = self._final_inference()
+        with self._spared("final_inference"):
+            inference = self._final_inference()
         self.seconds["inference"] = self._clock() - began
         return FinalResults(train, dev, seconds), inference
 
@@ -276,6 +300,10 @@ class Assessment:
             self._notices.say(key, f"{key} is null: {self._why_no_model()}; {_WATCH}")
             return None
         finalize = self._options.finalize
+        fault = self._training.metrics_fault
+        if finalize is None and self._training.pairing is None and fault is not None:
+            self._notices.say(key, f"{key} is null: {fault}; give `finalize=`, a function of model and example")
+            return None
         faults = []
         for found in self._example_sources():
             try:
@@ -369,7 +397,7 @@ class Assessment:
         try:
             yield
         except Exception as error:
-            self._notices.say(what, f"{what} could not be found: {error!r}")
+            self._notices.say(what, f"{what} could not be had: {error!r}")
 
 
 def _given(role: str, data: Any) -> list[Found]:

@@ -96,14 +96,25 @@ class Engine:
     def epoch_ends(self, values: SaidValues, frame: FrameType | None) -> None:
         """Add the epoch's record and save; `frame` is the user's, in whose scope model and data are looked for."""
         self._training.active = False
-        with self._spared("the epoch's record"):
-            number = len(self.record.epochs) + 1
-            own, metrics, summary = self._assessment.assess(number, values, frame)
-            epoch = EpochRecord(number, **own, elapsed_seconds=self._elapsed(), metrics=metrics)
-            self.record = replace(self.record, epochs=(*self.record.epochs, epoch))
-            self._summaries.append({"epoch": number, **summary})
+        number = len(self.record.epochs) + 1
+        own, metrics, summary = self._assessment.assess(number, values, frame)
+        self._add(EpochRecord(number, **own, elapsed_seconds=self._elapsed(), metrics=metrics), summary)
+        with self._spared("saving"):
             self._save({"state": "running"})
-            self._progress.epoch_done(epoch)
+        with self._spared("progress"):
+            self._progress.epoch_done(self.record.epochs[-1])
+
+    def epoch_lost(self, number: int, error: Exception) -> None:
+        """A fault of ours cost the epoch of this number: its record is an empty one, unless it stands already."""
+        self.say_fault("the epoch's record", error)
+        with self._spared("the epoch's observation"):
+            self.epoch_abandoned()
+        if len(self.record.epochs) < number:
+            self._add(EpochRecord(number), {})
+
+    def _add(self, epoch: EpochRecord, summary: Mapping[str, Any]) -> None:
+        self.record = replace(self.record, epochs=(*self.record.epochs, epoch))
+        self._summaries.append({"epoch": epoch.epoch, **summary})
 
     # The end
 
@@ -122,31 +133,36 @@ class Engine:
         try:
             seconds = epochs[-1].elapsed_seconds if epochs else self._elapsed()
             results, inference = self._assessment.conclude(returned, seconds)
+            self.record = replace(self.record, final_results=results, final_inference=inference)
+        except Exception as error:
+            self.say_fault("final_results and final_inference", error)
         except BaseException as error:
             self.failed(error)  # Ctrl+C while the final results are worked out
             raise
-        if len(epochs) == 1 and self._assessment.trained_before(str(self.file.path)):
-            self._notices.say("runs", f"this run of one epoch trained the model of the run before it; {_PER_EPOCH}")
-        self.record = replace(self.record, final_results=results, final_inference=inference)
-        self._save({"state": "completed"})
-        self._progress.run_done(self.record, self.file.path)
+        with self._spared("the run before"):
+            if len(epochs) == 1 and self._assessment.trained_before(str(self.file.path)):
+                self._notices.say("runs", f"this run of one epoch trained the model of the run before it; {_PER_EPOCH}")
+        with self._spared("saving"):
+            self._save({"state": "completed"})
+        with self._spared("progress"):
+            self._progress.run_done(self.record, self.file.path)
 
     # Saving
 
     def _save(self, status: dict[str, Any]) -> None:
         """Bring the record up to date and write it; a disk that refuses costs this save, not the training."""
         began = self.clock.monotonic()
-        with self._spared("metadata"):
+        metadata = replace(self.record.metadata, device=None, hyperparameters=Hyperparameters())
+        with self._spared("metadata.device and metadata.hyperparameters"):
             model, training = self._assessment.hyperparameters(len(self.record.epochs))
-            metadata = replace(
-                self.record.metadata,
-                device=self._assessment.device,
-                hyperparameters=Hyperparameters(model, training),
-            )
-            self.record = replace(self.record, metadata=metadata)
+            hyperparameters = Hyperparameters(model, training)
+            metadata = replace(metadata, device=self._assessment.device, hyperparameters=hyperparameters)
+        self.record = replace(self.record, metadata=metadata)
         if self._options.extensions:
+            extensions: dict[str, Any] = {"status": status}
             with self._spared("extensions"):
-                self.record = replace(self.record, extensions=self._extensions(status))
+                extensions = self._extensions(status)
+            self.record = replace(self.record, extensions=extensions)
         try:
             self.file.write(self.record)
         except Exception as error:
@@ -160,7 +176,9 @@ class Engine:
     def _extensions(self, status: dict[str, Any]) -> dict[str, Any]:
         counts = ("steps", "skipped_steps", "non_finite_steps")
         norms: dict[str, Any] = {"meaning": MEANING}
-        norms |= {key: sum(summary[key] for summary in self._summaries) for key in counts}
+        for key in counts:
+            known = [summary[key] for summary in self._summaries if key in summary]
+            norms[key] = sum(known) if len(known) == len(self._summaries) else None
         if self._training.measured_at_step:
             norms["measured"] = "at the optimizer's step where gradients were set by hand"
         described: dict[str, Any] = {
@@ -184,11 +202,15 @@ class Engine:
         try:
             yield
         except Exception as error:
-            self._notices.say(what, f"{what} could not be had: {error!r}")
+            self.say_fault(what, error)
+
+    def say_fault(self, what: str, error: Exception) -> None:
+        """A fault of ours cost `what`."""
+        self._notices.say(what, f"{what} could not be had: {error!r}")
 
 
 def _instrument_failed(notices: Notices, name: str, error: Exception) -> None:
-    notices.say(name, f"{name} is null from here on: the instrument failed with {error!r}")
+    notices.say(name, f"{name} could not be had from here on: the instrument failed with {error!r}")
 
 
 def _ended_by(error: BaseException) -> dict[str, Any]:

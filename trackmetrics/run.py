@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar, Token
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from .errors import ArgumentError, RunStateError
+from .errors import ArgumentError, RunStateError, TrackmetricsError
 from .options import Options, OptionValues, make_options
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Tracker:
     """
 
     def __init__(self, task: str, **options: Unpack[OptionValues]) -> None:
-        self._options = make_options(task, options)
+        self._options: Options | None = make_options(task, options)
         self._arguments: Mapping[str, Any] | None = None
         self._returned: Any = None
         self._state = "not begun yet"
@@ -71,15 +71,16 @@ class Tracker:
     # The run
 
     def __enter__(self) -> Self:
-        if self._state != "not begun yet":
+        options = self._options
+        if self._state != "not begun yet" or options is None:
             raise RunStateError(f"this run is {self._state}; make a new Tracker for each run")
         if self._arguments is None:
-            self._options.check_without_function()
+            options.check_without_function()
         with contextlib.ExitStack() as stack:
             if not _disabled():
                 from .engine import Engine  # this is where torch is imported
 
-                engine = Engine(self._options, self._arguments or {})
+                engine = Engine(options, self._arguments or {})
                 stack.enter_context(engine.running())
                 self._engine, self._path = engine, str(engine.file.path)
             stack.callback(_reset, _current.set(self))
@@ -90,15 +91,16 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> Literal[False]:
-        with self._stack:
-            engine, returned = self._engine, self._returned
+        engine, returned = self._engine, self._returned
+        with _spared(engine, "the end of the run"), self._stack:
             self._state, self._arguments, self._returned, self._open = "ended", None, None, None
-            self._options = make_options(self._options.task, {})  # lets go of the data and functions among them
+            self._options = None  # lets go of the data and functions among them
             try:
-                if engine is not None and error is not None:
-                    engine.failed(error)
-                elif engine is not None:
-                    engine.completed(returned)
+                with _spared(engine, "final_results and final_inference"):
+                    if engine is not None and error is not None:
+                        engine.failed(error)
+                    elif engine is not None:
+                        engine.completed(returned)
             finally:
                 self._record = None if engine is None else engine.record
                 self._engine = None
@@ -123,7 +125,8 @@ class Tracker:
         """Say which model is trained, where it isn't found by itself (several models, a model out of reach)."""
         self._check_running("watch()")
         if self._engine is not None:
-            self._engine.watch(model)
+            with _spared(self._engine, "the model"):
+                self._engine.watch(model)
 
     # Epochs
 
@@ -150,8 +153,6 @@ class Tracker:
                 "epoch() was entered inside another epoch of the same run; leave the first one before the next begins"
             )
         self._open = epoch
-        if self._engine is not None:
-            self._engine.epoch_begins()
         return self._engine
 
     def _end(self) -> None:
@@ -162,10 +163,15 @@ class Tracker:
             raise RunStateError(f"{call} was called on a run that is {self._state}; call it inside the run")
 
 
-class _Sayable:
-    """What an epoch lets its user say outright; it wins over what is observed."""
+class _AnyEpoch:
+    """What an epoch lets its user say outright, which wins over what is observed; and how it ends."""
 
-    _values: SaidValues | None = None
+    def __init__(self, run: Tracker) -> None:
+        self._run = run
+        self._engine: Engine | None = None
+        self._values: SaidValues | None = None
+        self._fault: Exception | None = None  # of ours, that costs the record
+        self._number = 0
 
     def log(self, **values: Any) -> None:
         """Say values by name: the record's own (`dev_accuracy=0.9`) or any other (`perplexity=12.3`).
@@ -173,8 +179,7 @@ class _Sayable:
         Tensors and NumPy scalars are taken as numbers, without waiting for the device. Raises `ArgumentError` for
         `epoch` and `elapsed_seconds`, which are the run's to say; a value that is no plain data is null.
         """
-        if self._values is not None:
-            self._values.log(values)
+        self._say(values, lambda said: said.log(values))
 
     def update(self, *, loss: Any = None, output: Any = None, target: Any = None) -> None:
         """Say a batch outright: its mean loss, and its outputs with their targets, from which accuracy follows.
@@ -183,31 +188,61 @@ class _Sayable:
         `output` has shape `[*, num_classes]` or `[batch, num_classes, *]` for a `target` of class indices `[*]`;
         shapes that don't pair make the accuracy null. Raises `ArgumentError` where `output` comes without `target`.
         """
-        if self._values is not None:
-            self._values.update(loss, output, target)
+        names = [name for name, value in (("train_loss", loss), ("train_accuracy", output)) if value is not None]
+        self._say(names, lambda said: said.update(loss, output, target))
 
-    def _expect_values(self) -> None:
-        from .instruments.said_values import SaidValues
+    def _say(self, names: Iterable[str], say: Callable[[SaidValues], None]) -> None:
+        if self._engine is None:
+            return
+        try:
+            say(self._said())
+        except TrackmetricsError:
+            raise
+        except Exception as error:
+            with _spared(self._engine, "what the epoch is told"):
+                self._said().spoil(names, error)
 
-        self._values = SaidValues()
+    def _said(self) -> SaidValues:
+        if self._values is None:
+            from .instruments.said_values import SaidValues
 
-    def _take_values(self) -> SaidValues:
-        values, self._values = self._values, None
-        assert values is not None
-        return values
+            self._values = SaidValues()
+        return self._values
+
+    def _observe(self, engine: Engine) -> None:
+        """Let the engine observe the training for the next record."""
+        self._number = len(engine.record.epochs) + 1
+        self._fault = None
+        try:
+            engine.epoch_begins()
+        except Exception as error:
+            self._fault = error
+
+    def _record(self, engine: Engine, frame: FrameType | None) -> None:
+        """Let the engine make the record of what was observed and said."""
+        try:
+            values, self._values = self._said(), None
+            if self._fault is None:
+                engine.epoch_ends(values, frame)
+        except Exception as error:
+            self._fault = error
+        if self._fault is not None:
+            with _spared(engine, "the epoch's record"):
+                engine.epoch_lost(self._number, self._fault)
+
+    def _abandon(self, engine: Engine) -> None:
+        self._values = None
+        with _spared(engine, "the epoch's observation"):
+            engine.epoch_abandoned()
 
 
-class Epoch(_Sayable):
+class Epoch(_AnyEpoch):
     """One epoch being tracked, from `tracker.epoch()`."""
-
-    def __init__(self, run: Tracker) -> None:
-        self._run = run
-        self._engine: Engine | None = None
 
     def __enter__(self) -> Self:
         self._engine = self._run._begin(self)
         if self._engine is not None:
-            self._expect_values()
+            self._observe(self._engine)
         return self
 
     def __exit__(
@@ -216,41 +251,48 @@ class Epoch(_Sayable):
         engine, self._engine = self._engine, None
         self._run._end()
         if engine is not None and error is not None:
-            engine.epoch_abandoned()
+            self._abandon(engine)
         elif engine is not None:
-            engine.epoch_ends(self._take_values(), sys._getframe(1))
+            self._record(engine, sys._getframe(1))
         return False
 
 
-class StepEpochs(_Sayable):
+class StepEpochs(_AnyEpoch):
     """`tracker.epochs(every=N)`: a record each N training steps, and one for the rest."""
 
     def __init__(self, run: Tracker, every: int) -> None:
-        self._run = run
+        super().__init__(run)
         self._size = every
-        self._engine: Engine | None = None
         self._frame: FrameType | None = None
-        self._begun_at = 0
+        self._completed = self._begun_at = 0  # steps: so far, and when the record was begun
 
     def __enter__(self) -> Self:
         self._engine = self._run._begin(self)
         if self._engine is not None:
             self._frame = sys._getframe(1)
-            self._begin_record(self._engine)
-            self._engine.tell_steps(self._steps_completed)
+            self._observe(self._engine)
+            self._count(self._engine)
+            self._begun_at = self._completed
+            with _spared(self._engine, "the records of epochs(every=...)"):
+                self._engine.tell_steps(self._steps_completed)
         return self
 
-    def _begin_record(self, engine: Engine) -> None:
-        self._begun_at = engine.completed_steps
-        self._expect_values()
+    def _count(self, engine: Engine) -> None:
+        try:
+            self._completed = engine.completed_steps
+        except Exception as error:
+            engine.say_fault("the number of steps", error)
 
     def _steps_completed(self) -> None:
         """Close the record if it has its steps, and begin the next."""
         engine = self._engine
-        if engine is not None and engine.completed_steps - self._begun_at >= self._size:
-            engine.epoch_ends(self._take_values(), self._frame)
-            engine.epoch_begins()
-            self._begin_record(engine)
+        if engine is None:
+            return
+        self._count(engine)
+        if self._completed - self._begun_at >= self._size:
+            self._begun_at = self._completed
+            self._record(engine, self._frame)
+            self._observe(engine)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -260,13 +302,28 @@ class StepEpochs(_Sayable):
         self._run._end()
         if engine is None:
             return False
-        engine.tell_steps(None)
-        nothing_left = bool(engine.record.epochs) and engine.completed_steps == self._begun_at
+        with _spared(engine, "the records of epochs(every=...)"):
+            engine.tell_steps(None)
+        self._count(engine)
+        nothing_left = bool(engine.record.epochs) and self._completed == self._begun_at
         if error is not None or nothing_left:
-            engine.epoch_abandoned()
+            self._abandon(engine)
         else:
-            engine.epoch_ends(self._take_values(), frame)
+            self._record(engine, frame)
         return False
+
+
+@contextlib.contextmanager
+def _spared(engine: Engine | None, what: str) -> Iterator[None]:
+    """A fault of ours in this block costs `what`, never the training; what the user is to be told is raised."""
+    try:
+        yield
+    except TrackmetricsError:
+        raise
+    except Exception as error:
+        if engine is None:
+            raise
+        engine.say_fault(what, error)
 
 
 class _CurrentRun:

@@ -67,8 +67,8 @@ class Heard(events.Listener):
     def closure_ended(self, optimizer, completed):
         self.names.append("closure ended" if completed else "closure failed")
 
-    def loss_scaled(self, scaled, scale):
-        self.names.append(f"scaled by {scale.item():g}")
+    def losses_scaled(self, scaled, scale):
+        self.names.append(f"{len(scaled)} scaled by {scale.item():g}")
 
     def scaler_steps(self, optimizer):
         self.names.append("scaler steps")
@@ -187,7 +187,7 @@ def test_a_gradient_scaler_is_heard():
             scaler.scale([parameter.sum() * factor, (parameter * 2).sum()])[0].backward()
             scaler.step(optimizer=optimizer)
             scaler.update()
-    backward = ["scaled by 8", "scaled by 8", "backward begins", "backward ended"]
+    backward = ["2 scaled by 8", "backward begins", "backward ended"]
     assert heard.names == [
         *backward, "scaler steps", "steps", "stepped", "scaler stepped",
         *backward, "scaler steps", "scaler stepped",

@@ -105,7 +105,7 @@ def logged(model, inputs, epoch):
     scores, targets = model(inputs), classes(len(inputs))
     loss = (scores.logsumexp(1) - scores[:, 0]).mean()
     epoch.update(loss=loss, output=scores, target=targets)
-    epoch.log(last=loss, constant=3)
+    epoch.log(last=loss, several=[loss, {"first": scores[0, 0]}], constant=3)
     return loss
 
 

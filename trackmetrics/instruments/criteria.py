@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -32,6 +33,11 @@ class Criterion:
     positions: tuple[str, ...]
     threshold: float = 0.0
     rows: int = 0
+
+    @functools.cached_property
+    def places(self) -> dict[str, int]:
+        """Where each argument stands."""
+        return {name: place for place, name in enumerate(self.positions)}
 
     def bound(self, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> tuple[Any, ...]:
         """The arguments of a call in the order of `positions`; one that wasn't given is None."""
@@ -107,34 +113,38 @@ class Made(NamedTuple):
     @staticmethod
     def of(criterion: Criterion, arguments: tuple[Any, ...], result: torch.Tensor) -> Made:
         """Note a call that has just been made."""
-        return Made(criterion, arguments, result, _version(result), result.detach().clone())
+        version = 0 if result.is_inference() else result._version
+        return Made(criterion, arguments, result, version, result.detach().clone())
 
 
 class Call:
     """One call of a criterion: what counting it needs, free of the graph.
 
-    `input_at` and `target_at` say where in memory output and target lie, and their shapes; both are the caller's own
-    until `keep`. `factor` is the gradient that a backward handed to the result; `tallied` what the call says, once
-    that is worked out.
+    `reduction` is `none`, `mean` or `sum`; `has_accuracy` says whether targets can be predicted right: those of a
+    regression can't. `input_at` and `target_at` say where in memory output and target lie, and their shapes; both are
+    the caller's own until `keep`. `factor` is the gradient that a backward handed to the result; `tallied` what the
+    call says, once that is worked out.
     """
 
     __slots__ = (
-        "arguments", "criterion", "factor", "input", "input_at", "result", "result_at", "settled", "strides",
-        "tallied", "target", "target_at", "target_dtype", "versions",
+        "arguments", "criterion", "factor", "has_accuracy", "input", "input_at", "reduction", "result", "result_at",
+        "settled", "strides", "tallied", "target", "target_at", "target_dtype", "versions",
     )  # fmt: skip
 
     def __init__(self, made: Made) -> None:
         criterion, arguments, result, version, value = made
         scores, target = arguments[0].detach(), arguments[1].detach()
         self.criterion = criterion
+        self.has_accuracy = criterion.kind in ("classes", "binary")
         self.arguments = arguments[2:]
+        self.reduction: str = _REDUCTIONS[self.argument("reduction", 1)]
         self.input: torch.Tensor = scores
         self.input_at: tuple[int, torch.Size] = (scores.data_ptr(), scores.shape)
         self.strides: tuple[int, ...] = scores.stride()
         self.target: torch.Tensor = target
         self.target_at: tuple[int, torch.Size] = (target.data_ptr(), target.shape)
         self.target_dtype: torch.dtype = target.dtype
-        self.versions = (_version(scores), _version(target))
+        self.versions = _versions(scores, target)
         self.result = value
         self.result_at = (result.data_ptr(), version)
         self.factor: torch.Tensor | None = None
@@ -143,7 +153,7 @@ class Call:
 
     def argument(self, name: str, default: Any = None) -> Any:
         """The argument `name` after input and target, as it was passed."""
-        index = self.criterion.positions.index(name) - 2 if name in self.criterion.positions else -1
+        index = self.criterion.places.get(name, 0) - 2
         value = self.arguments[index] if 0 <= index < len(self.arguments) else None
         return default if value is None else value
 
@@ -157,11 +167,6 @@ class Call:
         return {"name": self.criterion.function, **plain}
 
     @property
-    def reduction(self) -> str:
-        """`none`, `mean` or `sum`."""
-        return _REDUCTIONS[self.argument("reduction", 1)]
-
-    @property
     def soft(self) -> bool:
         """Whether each target is a distribution over the classes."""
         return self.criterion.kind == "classes" and self.target_dtype.is_floating_point
@@ -173,11 +178,6 @@ class Call:
         return shape[class_dimension(len(shape))] if self.criterion.kind == "classes" and shape else 0
 
     @property
-    def has_accuracy(self) -> bool:
-        """Whether targets can be predicted right: those of a regression can't."""
-        return self.criterion.kind in ("classes", "binary")
-
-    @property
     def can_wait(self) -> bool:
         """Whether output and target are few enough bytes to keep, and all that counting the call needs."""
         weighted = self.reduction != "mean" and self.argument("weight") is not None
@@ -185,7 +185,7 @@ class Call:
 
     def overwritten(self) -> bool:
         """Whether output or target changed since the call: a buffer that the user fills again."""
-        return (_version(self.input), _version(self.target)) != self.versions
+        return _versions(self.input, self.target) != self.versions
 
     def gave(self, roots: Sequence[Any]) -> bool:
         """Whether a backward was called on the call's own result, as it was."""
@@ -206,8 +206,9 @@ class Call:
 _NOTHING = torch.empty(0)
 
 
-def _version(tensor: torch.Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version  # made under `inference_mode`: it counts no versions
+def _versions(*tensors: torch.Tensor) -> tuple[int, ...]:
+    """How often each was written to; 0 for one made under `inference_mode`, which doesn't count."""
+    return tuple([0 if tensor.is_inference() else tensor._version for tensor in tensors])
 
 
 def class_dimension(dimensions: int) -> int:

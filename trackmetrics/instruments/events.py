@@ -36,8 +36,8 @@ class Listener:
     def criterion_called(self, criterion: Criterion, arguments: tuple[Any, ...], result: torch.Tensor) -> None:
         """A loss function returned `result`; `arguments` are those of its lowest level."""
 
-    def loss_scaled(self, scaled: torch.Tensor, scale: torch.Tensor) -> None:
-        """A gradient scaler gave `scaled`, a loss times `scale`: a tensor of its own that it may change later."""
+    def losses_scaled(self, scaled: Any, scale: torch.Tensor) -> None:
+        """A gradient scaler gave `scaled`, a loss or several times `scale`: its own tensor, changed later."""
 
     def differentiates(self) -> None:
         """`torch.autograd.grad` was called: it may reach what a backward would."""
@@ -81,6 +81,9 @@ class Listener:
     def module_built(self, module: torch.nn.Module, frame: FrameType) -> None:
         """`nn.Module.__init__` ran for a module; `frame` is the one that called it."""
 
+    def failed(self, event: str, error: Exception) -> None:
+        """Telling of an event failed after all, with a fault of ours that goes no further than here."""
+
 
 class _Patches:
     """What was patched when the first of the live runs began. Not `live` any more, a patch only passes on.
@@ -92,10 +95,6 @@ class _Patches:
     def __init__(self) -> None:
         self.live = True
         self.undo: list[Callable[[], None]] = []
-
-    def listener(self) -> Listener | None:
-        """Whoever listens in the calling context."""
-        return _listener.get() if self.live else None
 
     def wrap(
         self, owner: Any, name: str, observe: Callable[[_Patches, Callable[..., Any]], Callable[..., Any]]
@@ -122,8 +121,10 @@ class _Patches:
     def remove(self) -> None:
         """Put everything back."""
         self.live = False
-        while self.undo:
-            self.undo.pop()()
+        with contextlib.ExitStack() as stack:  # each, though another fails
+            for undo in self.undo:
+                stack.callback(undo)
+            self.undo = []
 
 
 def _replace_inside(wrapper: Any, observed: Any, original: Any) -> None:
@@ -200,12 +201,26 @@ def _install(patches: _Patches) -> None:
     patches.undo.append(torch_optimizer.register_optimizer_step_post_hook(_optimizer_stepped).remove)
 
 
+# In what follows, nothing of ours may raise into the user's program.
+
+
+def _tell(listener: Listener, event: str, *args: Any) -> None:
+    """Tell of an event; those of every step are told without this call around them."""
+    try:
+        getattr(listener, event)(*args)
+    except Exception as error:
+        listener.failed(event, error)
+
+
 def _observe_criterion(criterion: Criterion, patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
     def observed(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
         listener = _listener.get() if patches.live else None
         if listener is not None and type(result) is torch.Tensor:  # no fake tensor of a compiler's tracing
-            listener.criterion_called(criterion, criterion.bound(args, kwargs) if kwargs else args, result)
+            try:
+                listener.criterion_called(criterion, criterion.bound(args, kwargs) if kwargs else args, result)
+            except Exception as error:
+                listener.failed("criterion_called", error)
         return result
 
     return observed
@@ -219,10 +234,13 @@ def _observe_differentiation(patches: _Patches, original: Callable[..., Any]) ->
         if listener is None:
             return original(outputs, *args, **kwargs)
         if not kwargs.get("accumulate_grad"):
-            listener.differentiates()
+            _tell(listener, "differentiates")
             return original(outputs, *args, **kwargs)
-        _, retains, _, inputs = args[:4]
-        listener.backward_begins(tuple(outputs), _leaves_of(inputs) if inputs else None, bool(retains))
+        try:
+            _, retains, _, inputs = args[:4]
+            listener.backward_begins(tuple(outputs), _leaves_of(inputs) if inputs else None, bool(retains))
+        except Exception as error:
+            listener.failed("backward_begins", error)
         _in_backward.append(listener)
         completed = False
         try:
@@ -231,7 +249,10 @@ def _observe_differentiation(patches: _Patches, original: Callable[..., Any]) ->
             return result
         finally:
             _in_backward.remove(listener)
-            listener.backward_ended(completed)
+            try:
+                listener.backward_ended(completed)
+            except Exception as error:
+                listener.failed("backward_ended", error)
 
     return run_backward
 
@@ -245,32 +266,23 @@ def _leaves_of(inputs: Iterable[Root]) -> tuple[torch.Tensor, ...]:
 def _observe_scale(patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
     def scale(self: Any, outputs: Any) -> Any:
         scaled = original(self, outputs)
-        listener = patches.listener()
+        listener = _listener.get() if patches.live else None
         if listener is not None and isinstance(getattr(self, "_scale", None), torch.Tensor) and self.is_enabled():
-            for loss in _tensors_in(scaled):
-                listener.loss_scaled(loss, self._scale)
+            _tell(listener, "losses_scaled", scaled, self._scale)
         return scaled
 
     return scale
 
 
-def _tensors_in(outputs: Any) -> Iterator[torch.Tensor]:
-    if isinstance(outputs, torch.Tensor):
-        yield outputs
-    elif isinstance(outputs, (list, tuple)):  # any other iterable can be read once, and is the user's to read
-        for output in outputs:
-            yield from _tensors_in(output)
-
-
 def _observe_scaler_step(patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        listener = patches.listener()
+        listener = _listener.get() if patches.live else None
         if listener is None or not self.is_enabled() or not (args or "optimizer" in kwargs):
             return original(self, *args, **kwargs)
         optimizer = args[0] if args else kwargs["optimizer"]
-        listener.scaler_steps(optimizer)
+        _tell(listener, "scaler_steps", optimizer)
         result = original(self, *args, **kwargs)
-        listener.scaler_stepped(optimizer)
+        _tell(listener, "scaler_stepped", optimizer)
         return result
 
     return step
@@ -281,9 +293,9 @@ def _observe_optimizer_made(patches: _Patches, original: Callable[..., Any]) -> 
 
     def made(self: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        listener = patches.listener()
+        listener = _listener.get() if patches.live else None
         if listener is not None:
-            listener.optimizer_built(self)
+            _tell(listener, "optimizer_built", self)
 
     return made
 
@@ -293,13 +305,13 @@ def _observe_next_batch(patches: _Patches, original: Callable[..., Any]) -> Call
         try:
             batch = original(self)
         except StopIteration:
-            listener = patches.listener()
+            listener = _listener.get() if patches.live else None
             if listener is not None:
-                listener.batches_ended(self)
+                _tell(listener, "batches_ended", self)
             raise
-        listener = patches.listener()
+        listener = _listener.get() if patches.live else None
         if listener is not None:
-            listener.batch_yielded(batch, self)
+            _tell(listener, "batch_yielded", batch, self)
         return batch
 
     return __next__
@@ -308,9 +320,9 @@ def _observe_next_batch(patches: _Patches, original: Callable[..., Any]) -> Call
 def _observe_module_init(patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
     def __init__(self: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        listener = patches.listener()
+        listener = _listener.get() if patches.live else None
         if listener is not None:
-            listener.module_built(self, sys._getframe(1))
+            _tell(listener, "module_built", self, sys._getframe(1))
 
     return __init__
 
@@ -325,14 +337,15 @@ class _Closure:
         self._evaluate = evaluate
 
     def __call__(self) -> Any:
-        self._listener.closure_begins(self._optimizer)
+        listener = self._listener
+        _tell(listener, "closure_begins", self._optimizer)
         completed = False
         try:
             loss = self._evaluate()
             completed = True
             return loss
         finally:
-            self._listener.closure_ended(self._optimizer, completed)
+            _tell(listener, "closure_ended", self._optimizer, completed)
 
 
 def _optimizer_steps(
@@ -341,34 +354,45 @@ def _optimizer_steps(
     """A step's arguments are handed to the hook, its optimizer first; what it gives back takes their place."""
     if torch.compiler.is_compiling():  # a compiler that looks in here finds nothing to do
         return None
-    listener = _listener_of_step()
-    if listener is None:
+    listener = _listener.get()
+    try:
+        listener = listener or _listener_of_engine_thread()
+        if listener is None:
+            return None
+        if len(args) == 1 and not kwargs:
+            listener.optimizer_steps(optimizer, False)
+            return None
+        closures = [item for item in (*args[1:], *kwargs.values()) if callable(item)]
+        listener.optimizer_steps(optimizer, bool(closures))
+        if not closures:
+            return None
+        closure = _Closure(listener, optimizer, closures[0])
+        observed = tuple(closure if item is closures[0] else item for item in args)
+        return observed, {name: closure if item is closures[0] else item for name, item in kwargs.items()}
+    except Exception as error:
+        if listener is not None:
+            listener.failed("optimizer_steps", error)
         return None
-    closures = [item for item in (*args[1:], *kwargs.values()) if callable(item)]
-    listener.optimizer_steps(optimizer, bool(closures))
-    if not closures:
-        return None
-
-    def observed(item: Any) -> Any:
-        return _Closure(listener, optimizer, item) if item is closures[0] else item
-
-    return (args[0], *map(observed, args[1:])), {name: observed(item) for name, item in kwargs.items()}
 
 
 def _optimizer_stepped(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     if torch.compiler.is_compiling():
         return
-    listener = _listener_of_step()
-    if listener is not None:
-        listener.optimizer_stepped(optimizer)
-
-
-def _listener_of_step() -> Listener | None:
-    """The calling context's, or, on a thread of the autograd engine, that of the backward under way."""
     listener = _listener.get()
-    if listener is None and len(_in_backward) == 1 and _on_engine_thread():
+    try:
+        listener = listener or _listener_of_engine_thread()
+        if listener is not None:
+            listener.optimizer_stepped(optimizer)
+    except Exception as error:
+        if listener is not None:
+            listener.failed("optimizer_stepped", error)
+
+
+def _listener_of_engine_thread() -> Listener | None:
+    """On a thread of the autograd engine, whoever listens to the backward under way."""
+    if len(_in_backward) == 1 and _on_engine_thread():
         return _in_backward[0]
-    return listener
+    return None
 
 
 def _on_engine_thread() -> bool:

@@ -10,6 +10,7 @@ training recurrent neural networks" (2013), which `torch.nn.utils.clip_grad_norm
 
 from __future__ import annotations
 
+import operator
 import statistics
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ MEANING = (
 )
 _FOLD = 64  # steps whose norms wait to be summed together
 _LARGE = 2**12  # numbers from which on a step's are summed at once
+_GRAD = operator.attrgetter("grad")
+_NONE = id(None)
 _SKIPPED = -1.0  # stands for a step that a fused optimizer skipped by itself; a norm is never negative
 
 
@@ -114,7 +117,10 @@ class GradientNorm:
         A gradient that no backward brought, set by hand, is read now: it may have been clipped already.
         """
         step = self._step
-        keys = {id(parameter) for parameter in parameters_of(optimizer) if parameter.grad is not None}
+        parameters = parameters_of(optimizer)
+        keys = set(map(id, parameters))
+        if _NONE in map(id, map(_GRAD, parameters)):
+            keys = {id(parameter) for parameter in parameters if parameter.grad is not None}
         known: Collection[int] = () if step.read is None else step.read.keys
         if keys == known:
             step.whole = True

@@ -1,15 +1,14 @@
 """The gradients of one moment, read for their norm: none is changed, and nothing done to one later matters.
 
-Small gradients are copied side by side, so that one reduction takes them all; of a large one the norms of its rows
-are kept. The global norm is the root of the sum of the squares of all of these.
+Small gradients are copied side by side, so that one reduction takes them all; large ones are reduced where they are.
+Of both the norms of their rows are kept; the global norm is the root of the sum of the squares of all of these.
 """
 
 from __future__ import annotations
 
-import contextlib
 import operator
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -21,6 +20,8 @@ _CACHE = 2**20  # elements
 _ROW = 2**9
 
 _GRAD = operator.attrgetter("grad")
+_REQUIRES = operator.attrgetter("requires_grad")
+_DTYPE = operator.attrgetter("dtype")
 _Kind = tuple[torch.dtype, torch.device]
 
 
@@ -40,62 +41,69 @@ class GradientReader:
         self._plan: _Plan | None = None
 
     def read(self, parameters: Sequence[torch.Tensor], scale: torch.Tensor | None = None) -> Gradients:
-        """Read the gradients that `parameters` have now; `scale` is a factor in them that is to be taken out."""
+        """Read the gradients that `parameters` have now; `scale` is a factor in them that is to be taken out.
+
+        What the last reading gave is of no use from then on: its memory is taken for this one.
+        """
         grads = list(map(_GRAD, parameters))
         scale = None if scale is None else scale.clone()
         if self._plan is not None and self._plan.keys == list(map(id, parameters)):
-            with contextlib.suppress(AttributeError, RuntimeError, TypeError):  # one is None, or sparse this time
-                return Gradients(self._plan, grads, scale)
+            try:
+                return self._plan.read(grads, scale)
+            except (AttributeError, RuntimeError, TypeError):  # one is None, or sparse, or of other size this time
+                pass
         keys = [id(parameter) for parameter, grad in zip(parameters, grads) if grad is not None]
-        grads = [grad for grad in grads if grad is not None]
-        self._plan = _Plan.of(keys, grads)
-        return Gradients(self._plan, grads, scale)
+        grads = [grad.detach() for grad in grads if grad is not None]
+        self._plan = _Plan(keys, grads)
+        return self._plan.read(grads, scale)
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Gradients of one type on one device that are read together: where they stand in the plan, and their lengths."""
-
-    indices: list[int]
-    keys: list[int]
-    lengths: list[int]
-    padding: torch.Tensor  # zeros that make their copy a whole number of rows
-    wide: torch.dtype | None
-
-
-@dataclass(frozen=True)
 class _Plan:
-    """How the gradients of `keys` are read: copied side by side, reduced by one call, or each by itself."""
+    """How the gradients of `keys` are read: in groups, reduced by one call, or each by itself."""
 
-    keys: list[int]
-    key_set: frozenset[int]
-    copied: list[_Group]
-    reduced: list[_Group]
-    single: list[int]
-
-    @staticmethod
-    def of(keys: list[int], grads: list[torch.Tensor]) -> _Plan:
+    def __init__(self, keys: list[int], grads: list[torch.Tensor]) -> None:
         plain = [index for index, grad in enumerate(grads) if _is_plain(grad)]
         small = [index for index in plain if grads[index].numel() <= _SMALL]
         if sum(grads[index].numel() for index in small) > _CACHE:
             small = [index for index in small if grads[index].numel() <= _TINY]
+        large = set(plain).difference(small)
         # A CPU has no call that reduces large ones both fast and right; each is taken in rows.
-        reduced = [index for index in plain if index not in set(small) and grads[index].device.type != "cpu"]
-        single = sorted(set(range(len(grads))) - set(small) - set(reduced))
-        copied, reduced_ = _groups(small, keys, grads), _groups(reduced, keys, grads)
-        return _Plan(keys, frozenset(keys), copied, reduced_, single)
+        in_rows = [index for index in plain if index in large and _has_rows(grads[index])]
+        reduced = [index for index in plain if index in large and grads[index].device.type != "cpu"]
+        self.keys = keys
+        self.key_set = frozenset(keys)
+        self.groups = [_Group(*group, keys, grads) for group in _alike(small, in_rows, grads)]
+        self.reduced = [(group, [keys[index] for index in group]) for group, _ in _alike(reduced, [], grads)]
+        self.single = sorted(set(range(len(grads))).difference(small, in_rows, reduced))
+        self._kinds = _kinds_of(grads)
+
+    def read(self, grads: list[torch.Tensor], scale: torch.Tensor | None) -> Gradients:
+        if _kinds_of(grads) != self._kinds:
+            raise TypeError("gradients of another type or size, or with a graph of their own")
+        for group in self.groups:
+            group.read(grads)
+        norms: dict[int, torch.Tensor] = {}
+        for index in self.single:
+            norms[self.keys[index]] = _norms_of(grads[index])
+        for indices, keys in self.reduced:
+            own = [grads[index] for index in indices]
+            norms.update(zip(keys, torch._foreach_norm(own, 2, dtype=_wide(own[0].dtype, own[0].device))))
+        return Gradients(self, norms, scale)
 
 
-def _groups(indices: list[int], keys: list[int], grads: list[torch.Tensor]) -> list[_Group]:
-    alike: dict[_Kind, list[int]] = {}
-    for index in indices:
-        alike.setdefault((grads[index].dtype, grads[index].device), []).append(index)
-    groups = []
-    for (dtype, device), members in alike.items():
-        lengths = [grads[index].numel() for index in members]
-        padding = torch.zeros(-sum(lengths) % _ROW, dtype=dtype, device=device)
-        groups.append(_Group(members, [keys[index] for index in members], lengths, padding, _wide(dtype, device)))
-    return groups
+def _kinds_of(grads: list[torch.Tensor]) -> Any:
+    """What is to be as it was when a plan was made; gradients that require gradients never are."""
+    device = grads[0].device if grads else None
+    return device, True in map(_REQUIRES, grads), list(map(_DTYPE, grads)), list(map(torch.Tensor.numel, grads))
+
+
+def _alike(small: list[int], large: list[int], grads: list[torch.Tensor]) -> list[tuple[list[int], list[int]]]:
+    """Those of one type on one device, each."""
+    alike: dict[_Kind, tuple[list[int], list[int]]] = {}
+    for which, indices in enumerate((small, large)):
+        for index in indices:
+            alike.setdefault((grads[index].dtype, grads[index].device), ([], []))[which].append(index)
+    return list(alike.values())
 
 
 def _is_plain(grad: torch.Tensor) -> bool:
@@ -103,57 +111,76 @@ def _is_plain(grad: torch.Tensor) -> bool:
     return type(grad) in kinds and grad.layout is torch.strided and grad.is_floating_point()
 
 
-class Gradients:
-    """Gradients as they were when read; `keys` are the identities of their parameters, a set."""
+def _has_rows(grad: torch.Tensor) -> bool:
+    return grad.device.type == "cpu" and grad.is_contiguous() and grad.numel() % _ROW == 0
 
-    __slots__ = ("_copies", "_norms", "_scale", "keys")
 
-    def __init__(self, plan: _Plan, grads: list[torch.Tensor], scale: torch.Tensor | None) -> None:
-        self.keys = plan.key_set
-        self._scale = scale
-        self._copies = [_Copy(group, grads) for group in plan.copied]
-        self._norms: dict[int, torch.Tensor] = {}
-        for index in plan.single:
-            self._norms[plan.keys[index]] = _norms_of(grads[index].detach())
-        for group in plan.reduced:
-            norms = torch._foreach_norm([grads[index].detach() for index in group.indices], 2, dtype=group.wide)
-            self._norms.update(zip(group.keys, norms))
+class _Group:
+    """Gradients of one type on one device: small ones are copied side by side, large ones stay; the norms of all rows.
 
-    def norms(self, keys: Collection[int] | None = None) -> list[torch.Tensor]:
-        """Tensors of norms whose squares sum to that of the gradient of `keys`; of all of it without `keys`."""
+    The memory for both is taken once: what is new each time would be new to the processor's cache too, or even come
+    from the operating system page by page.
+    """
+
+    def __init__(self, small: list[int], large: list[int], keys: list[int], grads: list[torch.Tensor]) -> None:
+        own = [grads[index] for index in small]
+        kind = grads[(small or large)[0]]
+        dtype, device = kind.dtype, kind.device
+        self._small = None if len(small) == len(grads) else small
+        self._keys = [keys[index] for index in small]
+        self._lengths = [grad.numel() for grad in own]
+        self._wide = _wide(dtype, device)
+        padding = -sum(self._lengths) % _ROW
+        self._copy = torch.zeros(sum(self._lengths) + padding, dtype=dtype, device=device)
+        parts = self._copy.split([*self._lengths, padding])
+        self._places = [part.view(grad.shape) for part, grad in zip(parts, own)]
+        rows = [self._copy.numel() // _ROW, *(grads[index].numel() // _ROW for index in large)]
+        self._norms = torch.zeros(sum(rows), dtype=self._wide or dtype, device=device)
+        self._of_copy, *of_large = self._norms.split(rows)
+        self._rows = self._copy.view(-1, _ROW)
+        self._large = [(index, keys[index], norms) for index, norms in zip(large, of_large)]
+
+    def read(self, grads: list[torch.Tensor]) -> None:
+        if self._places:
+            own = grads if self._small is None else [grads[index] for index in self._small]
+            torch._foreach_copy_(self._places, own)
+            torch.linalg.vector_norm(self._rows, dim=1, dtype=self._wide, out=self._of_copy)
+        for index, _, norms in self._large:
+            torch.linalg.vector_norm(grads[index].view(-1, _ROW), dim=1, dtype=self._wide, out=norms)
+
+    def norms(self, keys: Collection[int] | None) -> list[torch.Tensor]:
+        """The norms of rows of those that `keys` name, or of all."""
         if keys is None:
-            norms = [copy.rows for copy in self._copies]
-            norms += self._norms.values()
-        else:
-            norms = [norm for copy in self._copies for norm in copy.norms(keys)]
-            norms += [norm for key, norm in self._norms.items() if key in keys]
-        return norms if self._scale is None else [norm / self._scale.to(norm.device) for norm in norms]
-
-
-class _Copy:
-    """Gradients of one group side by side, and the norms of the rows that they make; read while they are at hand."""
-
-    __slots__ = ("group", "rows", "values")
-
-    def __init__(self, group: _Group, grads: list[torch.Tensor]) -> None:
-        own = grads if len(group.indices) == len(grads) else [grads[index] for index in group.indices]
-        values: torch.Tensor = torch._C._nn.flatten_dense_tensors([*own, group.padding])
-        self.group = group
-        self.values = values.detach() if values.requires_grad else values
-        self.rows = _norms_of_rows(self.values, group.wide)
-
-    def norms(self, keys: Collection[int]) -> list[torch.Tensor]:
-        """The norms of those that `keys` name: of each stretch of neighbours."""
-        stretches: list[list[int]] = []
+            return [self._norms.clone()]
+        stretches: list[list[int]] = []  # of neighbours
         end = 0
-        for key, length in zip(self.group.keys, self.group.lengths):
+        for key, length in zip(self._keys, self._lengths):
             begin, end = end, end + length
             if key in keys:
                 if stretches and stretches[-1][1] == begin:
                     stretches[-1][1] = end
                 else:
                     stretches.append([begin, end])
-        return [_norms_of_rows(self.values[begin:end], self.group.wide) for begin, end in stretches]
+        copied = [_norms_of_rows(self._copy[begin:end], self._wide) for begin, end in stretches]
+        return copied + [norms.clone() for _, key, norms in self._large if key in keys]
+
+
+class Gradients:
+    """Gradients as they were when read; `keys` are the identities of their parameters, a set."""
+
+    __slots__ = ("_norms", "_plan", "_scale", "keys")
+
+    def __init__(self, plan: _Plan, norms: dict[int, torch.Tensor], scale: torch.Tensor | None) -> None:
+        self.keys = plan.key_set
+        self._plan = plan
+        self._norms = norms
+        self._scale = scale
+
+    def norms(self, keys: Collection[int] | None = None) -> list[torch.Tensor]:
+        """Tensors of norms whose squares sum to that of the gradient of `keys`; of all of it without `keys`."""
+        norms = [norm for group in self._plan.groups for norm in group.norms(keys)]
+        norms += [norm for key, norm in self._norms.items() if keys is None or key in keys]
+        return norms if self._scale is None else [norm / self._scale.to(norm.device) for norm in norms]
 
 
 def global_norm(norms: Iterable[torch.Tensor]) -> torch.Tensor:

@@ -15,12 +15,13 @@ class Guard:
     (0, 0, ['division'])
     """
 
-    __slots__ = ("broken", "name", "on_fault")
+    __slots__ = ("broken", "fault", "name", "on_fault")
 
     def __init__(self, name: str, on_fault: Callable[[str, Exception], None]) -> None:
         self.name = name
         self.on_fault = on_fault
         self.broken = False
+        self.fault: str | None = None
 
     def __call__(self, method: Callable[..., Any], *args: Any, otherwise: Any = None) -> Any:
         """Give what `method` returns, or `otherwise` if it fails or the instrument has failed before."""
@@ -29,6 +30,11 @@ class Guard:
         try:
             return method(*args)
         except Exception as error:
-            self.broken = True
-            self.on_fault(self.name, error)
+            self.fail(error)
             return otherwise
+
+    def fail(self, error: Exception) -> None:
+        """End the instrument; `fault` then says why."""
+        self.broken = True
+        self.fault = f"its instrument failed with {error!r}"
+        self.on_fault(self.name, error)

@@ -23,6 +23,7 @@ from .objects import attributes_of, is_users
 
 _DEPTH = 4  # how far from its module a value is looked for: in a list, in an object's attribute, ...
 _REACH = 4096  # how many collections and objects inside others are looked through
+_HOOKS = {name for name, value in vars(torch.nn.Module()).items() if "hook" in name and isinstance(value, dict)}
 _COLLECTIONS = (list, dict, set, deque)
 _NO_STATE_OF_A_MODEL = (
     torch.optim.Optimizer,
@@ -78,9 +79,8 @@ def _can_change(thing: Any) -> bool:
 
 
 def _within(thing: Any) -> Iterable[Any]:
-    if isinstance(thing, torch.nn.Module):  # a scripted one's own aren't among its attributes
-        own = (*thing.parameters(recurse=False), *thing.buffers(recurse=False), *thing.children())
-        return (*own, *vars(thing).values())
+    if isinstance(thing, torch.nn.Module):
+        return _within_module(thing)
     if isinstance(thing, dict):
         return list(thing.values())
     if isinstance(thing, (tuple, *_COLLECTIONS)):
@@ -90,13 +90,22 @@ def _within(thing: Any) -> Iterable[Any]:
     return attributes_of(thing).values()
 
 
+def _within_module(module: torch.nn.Module) -> Iterator[Any]:
+    yield from (*module.parameters(recurse=False), *module.buffers(recurse=False))  # a scripted one has them elsewhere
+    yield from module.children()
+    for name, value in vars(module).items():
+        if name not in _HOOKS:
+            yield value
+        elif value:
+            yield from value.values()
+
+
 # Tensors
 
 
 def _restoring_tensor(tensor: torch.Tensor) -> Iterator[Callable[[], object]]:
-    if tensor.is_leaf:
-        yield functools.partial(setattr, tensor, "grad", tensor.grad)
-        yield functools.partial(tensor.requires_grad_, tensor.requires_grad)
+    if tensor.is_leaf and (tensor.requires_grad or tensor.grad is not None):
+        yield functools.partial(_set_grad, tensor, tensor.grad, tensor.requires_grad)
         tensor.grad = None
     if tensor.is_inference() or tensor.layout is not torch.strided:
         return
@@ -108,6 +117,11 @@ def _restoring_tensor(tensor: torch.Tensor) -> Iterator[Callable[[], object]]:
         versions = _unsafe_preserve_version_counter(part)
         yield functools.partial(_write_back, part, data, data.clone())
         yield versions.__exit__  # a graph that saved it finds the very values that it saved
+
+
+def _set_grad(tensor: torch.Tensor, grad: torch.Tensor | None, required: bool) -> None:
+    tensor.requires_grad_(required)
+    tensor.grad = grad
 
 
 def _write_back(tensor: torch.Tensor, data: torch.Tensor, value: torch.Tensor) -> None:
@@ -132,9 +146,10 @@ def _restoring_attributes(thing: Any) -> Iterator[Callable[[], object]]:
     namespace = getattr(thing, "__dict__", {})
     in_slots = {name: value for name, value in attributes_of(thing).items() if name not in namespace}
     yield functools.partial(_refill, namespace, dict(namespace))
-    yield functools.partial(_set_slots, thing, in_slots)
-    if isinstance(thing, torch.nn.Module):
-        yield functools.partial(setattr, thing, "training", thing.training)  # a scripted one's is no attribute
+    if in_slots:
+        yield functools.partial(_set_slots, thing, in_slots)
+    if isinstance(thing, torch.nn.Module) and "training" not in namespace:  # a scripted one
+        yield functools.partial(setattr, thing, "training", thing.training)
 
 
 def _set_slots(thing: Any, before: dict[str, Any]) -> None:

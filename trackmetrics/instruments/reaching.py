@@ -29,19 +29,31 @@ class ReachHooks:
     def __init__(self) -> None:
         self._handles: list[RemovableHandle] = []
         self._limit = _PRUNE
+        self._fault: Exception | None = None
 
     def add(self, result: torch.Tensor, tell: Callable[[torch.Tensor], None]) -> None:
-        """Call `tell` with the gradient whenever a backward reaches `result`; it mustn't raise."""
+        """Call `tell` with the gradient whenever a backward reaches `result`; what it raises waits for `check`."""
         node, index = result.grad_fn, result.output_nr
         if node is None:
-            hook = functools.partial(tell)
+            hook = functools.partial(self._reached, tell)
             unserializable_hook(hook)  # else torch warns where a user saves the loss in a checkpoint
             self._handles.append(result.register_hook(hook))
         else:  # a hook of the node isn't saved with the loss, and costs less
-            self._handles.append(node.register_prehook(lambda gradients: tell(gradients[index])))
+            self._handles.append(node.register_prehook(lambda gradients: self._reached(tell, gradients[index])))
         if len(self._handles) > self._limit:
             self._handles = [handle for handle in self._handles if handle.hooks_dict_ref() is not None]
             self._limit = 2 * len(self._handles) + _PRUNE
+
+    def _reached(self, tell: Callable[[torch.Tensor], None], gradient: torch.Tensor) -> None:
+        try:
+            tell(gradient)
+        except Exception as error:  # the engine would raise it into the user's backward
+            self._fault = error
+
+    def check(self) -> None:
+        """Raise what was raised when a backward reached a result."""
+        if self._fault is not None:
+            raise self._fault
 
     def remove(self) -> None:
         """Remove the hooks from the tensors that are still alive."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 
 from ..errors import ArgumentError, shown
-from ..plain import NotPlainError, to_plain
+from ..plain import MAX_DEPTH, NotPlainError, to_plain
 from ..record import METRIC_KEYS, RESERVED_EPOCH_KEYS
 from .epoch_means import DeviceMean
 
@@ -18,11 +18,12 @@ _IGNORED = -100  # the target that torch's criteria ignore by default
 class SaidValues:
     """Collects what `epoch.log` and `epoch.update` are given; tensors stay on their device until `take`.
 
-    After `take`, `faults` says, by name, which value could not be used, and why.
+    After `take`, `faults` says, by name, which value could not be used, and why. `names` are the values spoken for.
     """
 
     def __init__(self) -> None:
         self.faults: dict[str, str] = {}
+        self.names: set[str] = set()
         self._logged: dict[str, Any] = {}
         self._refused: dict[str, str] = {}  # what update() couldn't read, unless it is logged by name
         self._loss: DeviceMean | None = None
@@ -33,27 +34,29 @@ class SaidValues:
         for name in values:
             if name in RESERVED_EPOCH_KEYS:
                 raise ArgumentError(f"log({name}=...) collides with a key that the run itself fills in; choose another")
+        self.names.update(values)
         for name, value in values.items():
             self.faults.pop(name, None)
-            if isinstance(value, torch.Tensor):
-                self._logged[name] = value.detach().clone()
-                continue
-            try:
-                self._logged[name] = to_plain(value)
-            except NotPlainError as error:
-                self._logged[name] = None
-                self.faults[name] = f"log({name}=...) was given {error}; give a number, or plain data"
+            self._logged[name] = self._plain(name, value, _kept)
 
     def update(self, loss: Any, output: Any, target: Any) -> None:
         """Take one batch's mean loss, and its outputs with their targets; what can't be read becomes a fault."""
         if output is not None and target is None:
             raise ArgumentError("update(output=...) came without target=; give both, or only loss=")
+        given = {"train_loss": loss, "train_accuracy": output}
+        self.names.update(name for name, value in given.items() if value is not None)
         classes = None if target is None else _tensor(target)
         counted = None if classes is None else _counted(classes)
         if loss is not None:
             self._add_loss(loss, 1 if counted is None else counted.sum())
         if output is not None:
             self._judge(output, target, classes, counted)
+
+    def spoil(self, names: Iterable[str], error: Exception) -> None:
+        """A fault of ours cost what the user says under these names."""
+        for name in names:
+            self._logged[name] = None
+            self.faults[name] = f"its instrument failed with {error!r}"
 
     def _add_loss(self, loss: Any, targets: torch.Tensor | int) -> None:
         value = _tensor(loss)
@@ -88,15 +91,33 @@ class SaidValues:
             if name not in self._logged:
                 said[name], self.faults[name] = None, fault
         for name, value in self._logged.items():
-            said[name] = to_plain(value) if isinstance(value, torch.Tensor) else value
+            said[name] = self._plain(name, value, to_plain)
         own = {name: self._number(name, said.pop(name)) for name in METRIC_KEYS if name in said}
         return own, said
+
+    def _plain(self, name: str, value: Any, make: Callable[[Any], Any]) -> Any:
+        try:
+            return make(value)
+        except NotPlainError as error:
+            self.faults[name] = f"log({name}=...) was given {error}; give a number, or plain data"
+            return None
 
     def _number(self, name: str, value: Any) -> float | None:
         if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
             return None if value is None else float(value)
         self.faults[name] = f"log({name}=...) was given {shown(value)}; give one number"
         return None
+
+
+def _kept(value: Any, depth: int = 0) -> Any:
+    """Plain data, but for tensors: copies of these, which stay on their device."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if depth < MAX_DEPTH and type(value) in (list, tuple):
+        return [_kept(item, depth + 1) for item in value]
+    if depth < MAX_DEPTH and type(value) is dict:
+        return {key: _kept(item, depth + 1) for key, item in value.items()}
+    return to_plain(value)
 
 
 def _tensor(value: Any) -> torch.Tensor | None:

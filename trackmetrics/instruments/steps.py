@@ -7,6 +7,8 @@ accuracy are told, and keep their own figures.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -79,10 +81,11 @@ class Steps:
 
     # Backwards
 
-    def loss_scaled(self, scaled: torch.Tensor, scale: torch.Tensor) -> None:
-        """A gradient scaler gave `scaled`: a backward that reaches it brings gradients times `scale`."""
-        if can_be_reached(scaled):
-            self._scaled.add(scaled, functools.partial(self._scaled_reached, scale))
+    def losses_scaled(self, scaled: Any, scale: torch.Tensor) -> None:
+        """A gradient scaler gave what is in `scaled`: a backward that reaches it brings gradients times `scale`."""
+        for loss in _tensors_in(scaled):
+            if can_be_reached(loss):
+                self._scaled.add(loss, functools.partial(self._scaled_reached, scale))
 
     def _scaled_reached(self, scale: torch.Tensor, gradient: torch.Tensor | None) -> None:
         self._scale = scale
@@ -91,7 +94,7 @@ class Steps:
         """Something begins that belongs to the next step, if the last one was taken."""
         if self._depth == 0:
             self.end_open_step()
-            if not self._closures:
+            if self._stepping and not self._closures:
                 self._stepping.clear()  # an optimizer whose step raised never said that it was over
 
     def backward_begins(
@@ -110,6 +113,7 @@ class Steps:
 
     def backward_ended(self, completed: bool) -> None:
         """That backward is over; it counts only if it was `completed`."""
+        self._scaled.check()
         self._depth -= 1
         if self._depth > 0:
             return
@@ -138,7 +142,8 @@ class Steps:
 
     def optimizer_steps(self, optimizer: torch.optim.Optimizer, takes_closure: bool) -> None:
         """An optimizer steps."""
-        self.before_optimizer(optimizer)
+        if id(optimizer) in self._stepped:
+            self.before_optimizer(optimizer)
         self._heard_any = True
         self._scaler_waits = False
         if self._depth > 0:
@@ -195,10 +200,10 @@ class Steps:
 
     def end_open_step(self) -> None:
         """Close the step that was taken, if there is one."""
-        if not self._stepped and not self._stepping and self._spare_norm(self._stepped_unheard):
-            self._spare_norm(self.norm.include_all)
+        if self._stepped or self._stepped_inside or self._without_optimizer:
             self._end()
-        elif self._stepped or self._stepped_inside or self._without_optimizer:
+        elif not self._stepping and self._spare_norm(self._stepped_unheard):
+            self._spare_norm(self.norm.include_all)
             self._end()
 
     def _stepped_unheard(self) -> bool:
@@ -229,3 +234,11 @@ class Steps:
         self._scaled.remove()
         self._roots = ()
         self._scale = None
+
+
+def _tensors_in(outputs: Any) -> Iterator[torch.Tensor]:
+    if isinstance(outputs, torch.Tensor):
+        yield outputs
+    elif isinstance(outputs, (list, tuple)):  # any other iterable can be read once, and is the user's to read
+        for output in outputs:
+            yield from _tensors_in(output)

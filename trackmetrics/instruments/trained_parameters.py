@@ -77,16 +77,18 @@ class TrainedParameters:
             self._look_at(self._parameters())
         self._arrived.clear()
         self._leaves = None if alone and inputs is None else list(inputs or ())
-        if inputs is None:
-            self.prepare_inner(roots)
-        else:
+        if inputs is not None:
             for parameter in inputs:
                 self._hook(parameter)
+        elif self._leaves is not None or self._an_owner is None or self._an_owner() is None:
+            self._prepare_leaves(roots)
 
     def prepare_inner(self, roots: Iterable[Root]) -> None:
         """Do the same for a backward inside the one under way: reentrant checkpointing hides its leaves until then."""
-        if self._leaves is None and self._owner() is not None:
-            return
+        if self._leaves is not None or self._an_owner is None or self._an_owner() is None:
+            self._prepare_leaves(roots)
+
+    def _prepare_leaves(self, roots: Iterable[Root]) -> None:
         leaves = _leaves(roots)
         for leaf in leaves:
             self._hook(leaf)
@@ -95,14 +97,12 @@ class TrainedParameters:
 
     def _parameters(self) -> list[torch.Tensor]:
         """What the optimizers own, but for those that have long trained nothing here."""
-        alive = [reference() for key, reference in self._optimizers.items() if key not in self._strangers]
-        return [
-            parameter
-            for optimizer in alive
-            if optimizer is not None
-            for group in getattr(optimizer, "param_groups", ())
-            for parameter in group["params"]
-        ]
+        parameters: list[torch.Tensor] = []
+        for key, reference in self._optimizers.items():
+            optimizer = None if key in self._strangers else reference()
+            for group in getattr(optimizer, "param_groups", ()):
+                parameters.extend(group["params"])
+        return parameters
 
     def _look_at(self, parameters: list[torch.Tensor]) -> list[torch.Tensor]:
         """Hook what is new among the optimizers' parameters, or no longer frozen; give those."""
@@ -151,13 +151,18 @@ class TrainedParameters:
             arrived = [leaf for leaf in _leaves(roots) if id(leaf) in self._trained]
             if arrived and id(arrived[0]) not in self._hooks:
                 self._put_hook(arrived[0])
-        arrived = [parameter for parameter in arrived if parameter.grad is not None]
-        self._last = (weakref.ref(arrived[0]), arrived[0]._version) if arrived else None
-        fresh = [parameter for parameter in arrived if id(parameter) not in self._trained]
+        fresh = []
+        last = None
+        for parameter in arrived:
+            if parameter.grad is not None:
+                last = parameter
+                if id(parameter) not in self._trained:
+                    fresh.append(parameter)
+        self._last = None if last is None else (weakref.ref(last), last._version)
         if fresh:
             self._learn(fresh, owned)
         self._arrived.clear()
-        if not arrived:
+        if last is None:
             return []
         return owned if self._all_trained else self.trained()
 
@@ -165,6 +170,8 @@ class TrainedParameters:
         """These have brought their first gradient; reentrant checkpointing names some of them twice."""
         for parameter in arrived:
             self._trained[id(parameter)] = weakref.ref(parameter, self._gone.append)
+        order = {id(parameter): place for place, parameter in enumerate(owned)}  # an optimizer finds its own together
+        self._trained = dict(sorted(self._trained.items(), key=lambda item: order.get(item[0], len(order))))
         for parameter in arrived[1:]:
             hook = None if parameter is arrived[0] else self._hooks.pop(id(parameter), None)
             if hook is not None:
@@ -210,14 +217,10 @@ class TrainedParameters:
 
     def has_optimizer(self) -> bool:
         """Whether some optimizer owns something of what is trained."""
-        if self._owner() is None:
+        if self._an_owner is None or self._an_owner() is None:
             owners = (reference for reference in self._optimizers.values() if self._trains(reference()))
             self._an_owner = next(owners, None)
-        return self._owner() is not None
-
-    def _owner(self) -> torch.optim.Optimizer | None:
-        """An optimizer that is known to own something of what is trained."""
-        return None if self._an_owner is None else self._an_owner()
+        return self._an_owner is not None
 
     def release(self) -> None:
         """Remove every hook and drop every reference."""
@@ -237,8 +240,10 @@ def _remove(parameter: torch.Tensor, handle: RemovableHandle) -> None:
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     """Every parameter of every group, in order."""
-    groups = getattr(optimizer, "param_groups", ())  # a wrapper that is an optimizer in name may have none
-    return [parameter for group in groups for parameter in group["params"]]
+    parameters: list[torch.Tensor] = []
+    for group in getattr(optimizer, "param_groups", ()):  # a wrapper that is an optimizer in name may have none
+        parameters.extend(group["params"])
+    return parameters
 
 
 def _subclasses(kind: type) -> list[type]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
@@ -20,8 +21,6 @@ from .steps import Steps
 from .trained_parameters import Root, TrainedParameters, parameters_of
 from .training_metrics import TrainingMetrics
 
-_FAILED = "its instrument failed"
-
 
 @dataclass(frozen=True)
 class Observation:
@@ -39,12 +38,17 @@ class Observation:
     evaluations: Evaluations | None
 
 
+def _said_with_the_values(name: str, error: Exception) -> None:
+    """An epoch's values say themselves why they are missing."""
+
+
 class Training(events.Listener):
     """Listens to a training while it is `active`; a fault of ours ends the instrument it is in, nothing else.
 
-    `on_fault` is told the instrument's name and its error; `on_steps`, where it is set, between two steps, that at
-    least one more is complete: when the next batch comes, where a loader feeds the training, so that an evaluation
-    after the step is still the step's; else as soon as the step is over.
+    An instrument of an epoch's values that failed says so with each of them that it costs; of any other `on_fault` is
+    told the name and the error. `on_steps` is called, where it is set, between two steps, when at least one more is
+    complete: when the next batch comes, where a loader feeds the training, so that an evaluation after the step is
+    still the step's; else as soon as the step is over.
     """
 
     def __init__(self, on_fault: Callable[[str, Exception], None]) -> None:
@@ -58,13 +62,20 @@ class Training(events.Listener):
         self._own = OwnEvaluation()
         self._constructed = ConstructorArguments()
         self._settings = OptimizerSettings()
-        self._spare_norm = Guard("gradient_norm", on_fault)
-        self._spare_metrics = Guard("train_loss and train_accuracy", on_fault)
+        self._spare_norm = Guard("gradient_norm", _said_with_the_values)
+        self._spare_metrics = Guard("train_loss and train_accuracy", _said_with_the_values)
         self._spare_own = Guard("dev_accuracy of your own evaluation (the run evaluates again)", on_fault)
-        self._spare_steps = Guard("gradient_norm, train_loss and train_accuracy", on_fault)
+        self._spare_steps = Guard("the records of epochs(every=...)", self._steps_failed)
+        self._spare_trained = Guard("metadata.device and metadata.hyperparameters", on_fault)
         self._spare_arguments = Guard("the model's constructor arguments", on_fault)
         self._spare_settings = Guard("the optimizer's settings", on_fault)
         self._steps = Steps(self._parameters, self._norm, self._metrics, self._spare_norm, self._spare_metrics)
+
+        self._on_fault = on_fault
+
+    def _steps_failed(self, name: str, error: Exception) -> None:
+        if self.on_steps is not None:  # nobody counts them any more; an epoch's values say themselves why
+            self._on_fault(name, error)
 
     # What was observed
 
@@ -91,13 +102,13 @@ class Training(events.Listener):
     def trained(self) -> list[torch.Tensor]:
         """The parameters that have received a gradient; where no hook saw any, those that were stepped."""
         stepped = (parameter for optimizer in self._settings.optimizers() for parameter in parameters_of(optimizer))
-        return self._spare_norm(self._parameters.trained, otherwise=[]) or [
+        return self._spare_trained(self._parameters.trained, otherwise=[]) or [
             parameter for parameter in stepped if parameter.requires_grad
         ]
 
     def owners(self) -> list[str]:
         """The names of the optimizers that own something of what is trained, whether they stepped or not."""
-        owners: list[str] = self._spare_norm(self._parameters.owners, otherwise=[])
+        owners: list[str] = self._spare_trained(self._parameters.owners, otherwise=[])
         return owners
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -124,20 +135,39 @@ class Training(events.Listener):
         norm = self._spare_norm(self._norm.take, otherwise=NormSummary())
         faults = self._metrics.loss_fault, self._metrics.accuracy_fault
         self._metrics.loss_fault = self._metrics.accuracy_fault = None
-        if self._spare_metrics.broken or self._spare_steps.broken:
-            faults = (_FAILED, _FAILED)
-        norm_fault = _FAILED if self._spare_norm.broken or self._spare_steps.broken else None
+        norm_fault = self._spare_norm.fault or self._spare_steps.fault
+        if self.metrics_fault is not None:  # what was counted before is a part of the epoch
+            loss, accuracy, faults = None, None, (self.metrics_fault, self.metrics_fault)
+        elif norm_fault is not None and not self.optimizers():  # then it would have told one step from the next
+            loss, faults = None, (norm_fault, faults[1])
+        norm = norm if norm_fault is None else NormSummary()
         return Observation(loss, accuracy, norm, *faults, norm_fault, self._spare_own(self._own.take))
+
+    @property
+    def metrics_fault(self) -> str | None:
+        """Why the training's criterion calls aren't observed any more; None while they are."""
+        return self._spare_metrics.fault or self._spare_steps.fault
+
+    def failed(self, event: str, error: Exception) -> None:
+        guards = {
+            "module_built": self._spare_arguments,
+            "optimizer_built": self._spare_norm,
+            "criterion_called": self._spare_metrics,
+            "batch_yielded": self._spare_metrics,
+            "batches_ended": self._spare_metrics,
+        }
+        guards.get(event, self._spare_steps).fail(error)
 
     def release(self) -> None:
         """Remove every hook and drop every reference."""
         self.active = False
         self.on_steps = self._fed_by = self._awaited = None
-        self._steps.release()
-        self._parameters.release()
-        self._norm.release()
-        self._metrics.release()
-        self._own.release()
+        with contextlib.ExitStack() as stack:  # each, though another fails
+            stack.callback(self._own.release)
+            stack.callback(self._metrics.release)
+            stack.callback(self._norm.release)
+            stack.callback(self._parameters.release)
+            stack.callback(self._steps.release)
         self._constructed = ConstructorArguments()
         self._settings = OptimizerSettings()
 
@@ -145,7 +175,8 @@ class Training(events.Listener):
 
     def criterion_called(self, criterion: Criterion, arguments: tuple[Any, ...], result: torch.Tensor) -> None:
         if self.active:
-            self._spare_metrics(self._metrics.criterion_called, criterion, arguments, result)
+            if not self._spare_metrics.broken:
+                self._metrics.criterion_called(criterion, arguments, result)
             if not result.requires_grad:
                 self._spare_own(self._own.criterion_called, criterion, arguments, result)
 
@@ -157,55 +188,61 @@ class Training(events.Listener):
         if self.active:
             self._spare_metrics(self._metrics.differentiates)
 
-    def loss_scaled(self, scaled: torch.Tensor, scale: torch.Tensor) -> None:
-        if self.active:
-            self._spare_steps(self._steps.loss_scaled, scaled, scale)
+    # A fault of the steps' bookkeeping is told to `failed` by whoever told of the event: without a guard's own call in
+    # between, for these come with every step.
+
+    def losses_scaled(self, scaled: Any, scale: torch.Tensor) -> None:
+        if self.active and not self._spare_steps.broken:
+            self._steps.losses_scaled(scaled, scale)
 
     def backward_begins(self, roots: tuple[Root, ...], inputs: tuple[torch.Tensor, ...] | None, retains: bool) -> None:
-        if self.active:
+        if self.active and not self._spare_steps.broken:
             if self.on_steps is not None:
-                self._spare_steps(self._steps.between_backwards)
+                self._steps.between_backwards()
                 self.on_steps()
-            if self._own.holds_any:
-                self._spare_own(self._own.training_goes_on)
-            self._spare_steps(self._steps.backward_begins, roots, inputs, retains, events.live_runs() == 1)
+            self._training_goes_on()
+            self._steps.backward_begins(roots, inputs, retains, events.live_runs() == 1)
 
     def backward_ended(self, completed: bool) -> None:
-        if self.active:
-            self._spare_steps(self._steps.backward_ended, completed)
+        if self.active and not self._spare_steps.broken:
+            self._steps.backward_ended(completed)
 
     def optimizer_steps(self, optimizer: torch.optim.Optimizer, takes_closure: bool) -> None:
         if self.active:
             self._spare_settings(self._settings.optimizer_steps, optimizer)
-            if self.on_steps is not None and self._spare_steps(self._steps.before_optimizer, optimizer):
+        if self.active and not self._spare_steps.broken:
+            if self.on_steps is not None and self._steps.before_optimizer(optimizer):
                 self.on_steps()
-            if self._own.holds_any:
-                self._spare_own(self._own.training_goes_on)
-            self._spare_steps(self._steps.optimizer_steps, optimizer, takes_closure)
+            self._training_goes_on()
+            self._steps.optimizer_steps(optimizer, takes_closure)
+
+    def _training_goes_on(self) -> None:
+        if self._own.holds_any:
+            self._spare_own(self._own.training_goes_on)
 
     def optimizer_stepped(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.active:
-            self._spare_steps(self._steps.optimizer_stepped, optimizer)
+        if self.active and not self._spare_steps.broken:
+            self._steps.optimizer_stepped(optimizer)
             if self.on_steps is not None and self._steps.certainly_over:
                 self._awaited, self._fed_by = self._fed_by, None
                 if self._awaited is None:
                     self.on_steps()
 
     def closure_begins(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.active:
-            self._spare_steps(self._steps.closure_begins)
+        if self.active and not self._spare_steps.broken:
+            self._steps.closure_begins()
 
     def closure_ended(self, optimizer: torch.optim.Optimizer, completed: bool) -> None:
-        if self.active:
-            self._spare_steps(self._steps.closure_ended, optimizer, completed)
+        if self.active and not self._spare_steps.broken:
+            self._steps.closure_ended(optimizer, completed)
 
     def scaler_steps(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.active:
-            self._spare_steps(self._steps.scaler_steps)
+        if self.active and not self._spare_steps.broken:
+            self._steps.scaler_steps()
 
     def scaler_stepped(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.active:
-            self._spare_steps(self._steps.scaler_stepped, optimizer)
+        if self.active and not self._spare_steps.broken:
+            self._steps.scaler_stepped(optimizer)
 
     def optimizer_built(self, optimizer: torch.optim.Optimizer) -> None:
         self._spare_norm(self._parameters.add_optimizer, optimizer)

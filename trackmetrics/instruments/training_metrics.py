@@ -94,7 +94,8 @@ class TrainingMetrics:
 
     def criterion_called(self, criterion: Criterion, arguments: tuple[Any, ...], result: torch.Tensor) -> None:
         """Follow a call whose result a backward may reach."""
-        self._follow_latest()
+        if self._latest is not None:
+            self._follow_latest()
         if self.reached and not self._in_backward:
             self._settle_differentiated()
         if not can_be_reached(result):
@@ -142,8 +143,13 @@ class TrainingMetrics:
         self._any_backward |= counts
         latest, self._latest = self._latest, None
         if counts and latest is not None and not self.reached:  # one call, and a backward from its very result
-            self._backwards.append(self._settle([Call(latest)], latest.value if len(roots) == 1 else None))
+            call = Call(latest)
+            self._judged_last = call
+            self._target_check.call_reached(call)
+            self._count(call)
+            self._backwards.append(_Backward([call], latest.value if len(roots) == 1 else None))
         elif counts:
+            self._results.check()
             calls = list(self.reached)
             self._plain = len(calls) == 1 and calls[0].gave(roots)
             self._backwards.append(self._settle(calls, _scalar(roots, scale)))
@@ -151,6 +157,7 @@ class TrainingMetrics:
 
     def _settle_differentiated(self) -> None:
         """Settle what `torch.autograd.grad` reached: its gradients may be the step's, set by hand."""
+        self._results.check()
         if not self._backwards:
             self._differentiated.append(self._settle(list(self.reached), None))
         self.reached.clear()
@@ -163,13 +170,14 @@ class TrainingMetrics:
             self._target_check.call_reached(chosen)
         for call in backward.calls:
             if not call.settled:
-                self._settle_call(call)
+                if call.overwritten():
+                    self.accuracy_fault = "the outputs or targets were overwritten before the backward ended"
+                self._count(call)
         return backward
 
-    def _settle_call(self, call: Call) -> None:
+    def _count(self, call: Call) -> None:
+        """Take what a call says, or keep what that needs."""
         call.settled = True
-        if call.overwritten():
-            self.accuracy_fault = "the outputs or targets were overwritten before the backward ended"
         if call.can_wait:
             call.keep()
         else:
@@ -179,12 +187,13 @@ class TrainingMetrics:
         """Add the step's figures to the epoch's."""
         if self.reached:
             self._settle_differentiated()
-        backwards = _that_tell(self._backwards or self._differentiated)
+        backwards = self._backwards or self._differentiated
         self._backwards, self._differentiated = [], []
         only = backwards[0].calls[0] if len(backwards) == 1 and len(backwards[0].calls) == 1 else None
         if only is not None and only.factor is None:  # one forward, one reduced criterion, one backward
             self._means.add(only, True, only.has_accuracy)
         elif backwards:
+            backwards = _that_tell(backwards)
             losses, judged = self._add_loss(backwards), self._judged(backwards)
             for call in dict.fromkeys([*losses, *judged]):
                 self._means.add(call, call in losses, call in judged)
