@@ -118,6 +118,15 @@ class _Patches:
 
         self.undo.append(undo)
 
+    def hook(self, hooks: Any, hook: Callable[..., Any]) -> None:
+        """Have `hook` called with those that torch calls in every optimizer's step.
+
+        It isn't put among them: the compiler looks at what their collection holds, and would compile again what it
+        compiled when there were more of them, or fewer. Torch asks for their `values`.
+        """
+        hooks.values = lambda: [hook, *type(hooks).values(hooks)]
+        self.undo.append(functools.partial(vars(hooks).pop, "values", None))
+
     def remove(self) -> None:
         """Put everything back."""
         self.live = False
@@ -197,8 +206,8 @@ def _install(patches: _Patches) -> None:
     patches.wrap(torch.optim.Optimizer, "__setstate__", _observe_optimizer_made)
     patches.wrap(torch.nn.Module, "__init__", _observe_module_init)
     patches.wrap(_BaseDataLoaderIter, "__next__", _observe_next_batch)
-    patches.undo.append(torch_optimizer.register_optimizer_step_pre_hook(_optimizer_steps).remove)
-    patches.undo.append(torch_optimizer.register_optimizer_step_post_hook(_optimizer_stepped).remove)
+    patches.hook(torch_optimizer._global_optimizer_pre_hooks, _optimizer_steps)
+    patches.hook(torch_optimizer._global_optimizer_post_hooks, _optimizer_stepped)
 
 
 # In what follows, nothing of ours may raise into the user's program.
@@ -352,8 +361,6 @@ def _optimizer_steps(
     optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """A step's arguments are handed to the hook, its optimizer first; what it gives back takes their place."""
-    if torch.compiler.is_compiling():  # a compiler that looks in here finds nothing to do
-        return None
     listener = _listener.get()
     try:
         listener = listener or _listener_of_engine_thread()
@@ -376,8 +383,6 @@ def _optimizer_steps(
 
 
 def _optimizer_stepped(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    if torch.compiler.is_compiling():
-        return
     listener = _listener.get()
     try:
         listener = listener or _listener_of_engine_thread()
