@@ -40,7 +40,7 @@ INSTRUMENT_FLOORS = [
         "gradients",
         "trained_parameters",
     ],
-    ["events", "pairing", "hyperparameters", "target_check", "gradient_norm", "tally", "model_state", "random_streams"],
+    ["events", "pairing", "hyperparameters", "batch_check", "gradient_norm", "tally", "model_state", "random_streams"],
     ["epoch_means", "undisturbed"],
     ["training_metrics"],
     ["steps", "said_values", "evaluation", "covering"],

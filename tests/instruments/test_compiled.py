@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from oracle import assert_close, global_norm, one_thread, tracking  # noqa: F401  one_thread is a fixture
 from torch import nn
 from torch._dynamo.utils import counters
+from torch.utils.data import DataLoader, TensorDataset
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -139,9 +140,9 @@ def test_a_compiled_step_of_plain_sgd_is_seen(warm):
 
 def batches():
     generator = torch.Generator().manual_seed(1)
-    for _ in range(STEPS):
-        inputs = torch.randn(8, 4, generator=generator)
-        yield inputs, torch.randint(0, 3, (8,), generator=generator)
+    inputs = torch.randn(8 * STEPS, 4, generator=generator)
+    targets = torch.randint(0, 3, (8 * STEPS,), generator=generator)
+    return DataLoader(TensorDataset(inputs, targets), 8, generator=generator)  # else each pass draws from torch's own
 
 
 def by_hand(warm):

@@ -15,6 +15,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 import torch
+from torch._dynamo import eval_frame
 from torch._dynamo.decorators import skip_code  # type: ignore[attr-defined]  # an optimizer loads all of it anyway
 from torch._dynamo.utils import counters
 
@@ -50,6 +51,11 @@ def _with_inner(code: CodeType) -> Iterator[CodeType]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _with_inner(constant)
+
+
+def anything_to_compile() -> bool:
+    """Whether `torch.compile` was called in this process: what it gave may be compiled at any moment."""
+    return bool(eval_frame.cached_backends)
 
 
 def anything_compiled() -> bool:

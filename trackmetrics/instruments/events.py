@@ -25,7 +25,7 @@ from torch.autograd.graph import GradientEdge
 from torch.optim import optimizer as torch_optimizer
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from .compiling import pass_over_ours
+from .compiling import anything_to_compile, pass_over_ours
 from .criteria import CRITERIA, Criterion
 from .trained_parameters import Root
 
@@ -78,6 +78,10 @@ class Listener:
     def batches_ended(self, iterator: Any) -> None:
         """An iterator over a `DataLoader` has no more batches."""
 
+    def module_called(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """A module is called; say whether further calls are to be told. Told only after `hear_modules`."""
+        return False
+
     def module_built(self, module: torch.nn.Module, frame: FrameType) -> None:
         """`nn.Module.__init__` ran for a module; `frame` is the one that called it."""
 
@@ -94,7 +98,7 @@ class _Patches:
 
     def __init__(self) -> None:
         self.live = True
-        self.undo: list[Callable[[], None]] = []
+        self.undo: dict[tuple[int, str], Callable[[], None]] = {}  # by owner and name
 
     def wrap(
         self, owner: Any, name: str, observe: Callable[[_Patches, Callable[..., Any]], Callable[..., Any]]
@@ -116,7 +120,13 @@ class _Patches:
             else:  # somebody's patch has taken our place, and stays: a user's, or a compiler's that was loaded
                 _replace_inside(now, observed, original)
 
-        self.undo.append(undo)
+        self.undo[id(owner), name] = undo
+
+    def unwrap(self, owner: Any, name: str) -> None:
+        """Put `owner.name` back, where it was wrapped."""
+        undo = self.undo.pop((id(owner), name), None)
+        if undo is not None:
+            undo()
 
     def hook(self, hooks: Any, hook: Callable[..., Any]) -> None:
         """Have `hook` called with those that torch calls in every optimizer's step.
@@ -125,15 +135,15 @@ class _Patches:
         compiled when there were more of them, or fewer. Torch asks for their `values`.
         """
         hooks.values = lambda: [hook, *type(hooks).values(hooks)]
-        self.undo.append(functools.partial(vars(hooks).pop, "values", None))
+        self.undo[id(hooks), "values"] = functools.partial(vars(hooks).pop, "values", None)
 
     def remove(self) -> None:
         """Put everything back."""
         self.live = False
         with contextlib.ExitStack() as stack:  # each, though another fails
-            for undo in self.undo:
+            for undo in self.undo.values():
                 stack.callback(undo)
-            self.undo = []
+            self.undo = {}
 
 
 def _replace_inside(wrapper: Any, observed: Any, original: Any) -> None:
@@ -146,6 +156,7 @@ def _replace_inside(wrapper: Any, observed: Any, original: Any) -> None:
 
 _listener: ContextVar[Listener | None] = ContextVar("trackmetrics_listener", default=None)
 _in_backward: list[Listener] = []
+_hear_modules: set[Listener] = set()
 _lock = threading.Lock()
 _live = 0
 _patches = _Patches()
@@ -159,7 +170,7 @@ def listening(listener: Listener) -> Iterator[None]:
         with heard_by(listener):
             yield
     finally:
-        _release()
+        _release(listener)
 
 
 @contextlib.contextmanager
@@ -171,6 +182,31 @@ def heard_by(listener: Listener | None) -> Iterator[None]:
         yield
     finally:
         _listener.set(before)
+
+
+def hear_modules(listener: Listener) -> None:
+    """Tell `listener` of the calls of modules in its context, until it has heard enough.
+
+    Every call of every module would be too much: this wraps `Module.__call__` for that while only. Not where there is
+    something to compile: the compiler would look into the wrapper, and compile again when it is gone.
+    """
+    if anything_to_compile():
+        return
+    with _lock:
+        if _patches.live and not _hear_modules:
+            _patches.wrap(torch.nn.Module, "__call__", _observe_module_call)
+        _hear_modules.add(listener)
+
+
+def _heard_enough(listener: Listener) -> None:
+    with _lock:
+        _stop_telling(listener)
+
+
+def _stop_telling(listener: Listener) -> None:
+    _hear_modules.discard(listener)
+    if not _hear_modules:
+        _patches.unwrap(torch.nn.Module, "__call__")
 
 
 def live_runs() -> int:
@@ -187,12 +223,15 @@ def _acquire() -> None:
             _install(_patches)
 
 
-def _release() -> None:
+def _release(listener: Listener) -> None:
     global _live
     with _lock:
         _live -= 1
         if _live == 0:
+            _hear_modules.clear()
             _patches.remove()
+        else:
+            _stop_telling(listener)
 
 
 def _install(patches: _Patches) -> None:
@@ -334,6 +373,21 @@ def _observe_module_init(patches: _Patches, original: Callable[..., Any]) -> Cal
             _tell(listener, "module_built", self, sys._getframe(1))
 
     return __init__
+
+
+def _observe_module_call(patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
+    def __call__(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            listener = _listener.get() if patches.live else None
+            if listener is not None and listener in _hear_modules:
+                try:
+                    if not listener.module_called(self, args, kwargs):
+                        _heard_enough(listener)
+                except Exception as error:
+                    listener.failed("module_called", error)
+        return original(self, *args, **kwargs)
+
+    return __call__
 
 
 class _Closure:

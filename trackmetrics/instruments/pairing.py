@@ -23,6 +23,7 @@ class Pairing:
     `kind`, `function` and `threshold` are its criterion's; `classes` how many classes it scored, and
     `classes_last` whether they lay next to each other in memory, as a model's output has them before it is
     transposed for the criterion; `targets` how many targets it had, in `target_dimensions` dimensions.
+    `inputs_changed` and `targets_changed` say that the loop makes others of those that its loader yields.
     """
 
     kind: str
@@ -34,6 +35,7 @@ class Pairing:
     targets: int
     target_dimensions: int
     soft: bool
+    inputs_changed: bool = False
     targets_changed: bool = False
 
     @staticmethod
@@ -57,6 +59,11 @@ class Pairing:
     def has_accuracy(self) -> bool:
         """Whether this kind of training has an accuracy at all: regression has none."""
         return self.kind in ("classes", "binary")
+
+    def check_inputs(self) -> None:
+        """Raise `PairingError` where a set's inputs, as they are, aren't what the model is trained on."""
+        if self.inputs_changed:
+            raise PairingError("the loop's inputs are not those that its loader yields: it changes them on the way")
 
     def judge(self, output: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Count the targets predicted right, and the targets that count, as tensors on the output's device.

@@ -155,6 +155,7 @@ class Training(events.Listener):
             "criterion_called": self._spare_metrics,
             "batch_yielded": self._spare_metrics,
             "batches_ended": self._spare_metrics,
+            "module_called": self._spare_metrics,
         }
         guards.get(event, self._spare_steps).fail(error)
 
@@ -252,8 +253,12 @@ class Training(events.Listener):
             self._fed_by = iterator._index_sampler
             if self.on_steps is not None and self._fed_by is self._awaited:
                 self.on_steps()
-            self._spare_metrics(self._metrics.batch_yielded, batch)
+            if self._spare_metrics(self._metrics.batch_yielded, batch):
+                events.hear_modules(self)
             self._spare_own(self._own.batch_yielded, batch, iterator)
+
+    def module_called(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        return self.active and bool(self._spare_metrics(self._metrics.module_called, module, args, kwargs))
 
     def batches_ended(self, iterator: Any) -> None:
         if self.active:

@@ -7,18 +7,18 @@ stay on the device, and are fetched once an epoch.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from .batch_check import BatchCheck
 from .criteria import Call, Criterion, Made
 from .epoch_means import EpochMeans, settle
 from .pairing import Pairing
 from .reaching import ReachHooks, can_be_reached
 from .tally import Tally
-from .target_check import TargetCheck
 from .trained_parameters import Root
 
 
@@ -67,7 +67,7 @@ class TrainingMetrics:
         self._on_followed = on_followed
         self._judged_last: Call | None = None
         self._results = ReachHooks()
-        self._target_check = TargetCheck()
+        self._batch_check = BatchCheck()
         self.reached: dict[Call, None] = {}
         # In a plain loop a call is followed by a backward from its very result; then that is all there is to know.
         self._plain = True
@@ -83,10 +83,16 @@ class TrainingMetrics:
 
     # What happens in a step
 
-    def batch_yielded(self, batch: Any) -> None:
-        """A loader gave the training a batch."""
+    def batch_yielded(self, batch: Any) -> bool:
+        """A loader gave the training a batch; say whether the next call of a module is to be told."""
         self._follow_latest()
-        self._target_check.batch_yielded(batch)
+        self._batch_check.batch_yielded(batch)
+        return self._batch_check.awaits_model
+
+    def module_called(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """The training calls a module; say whether the next call is to be told too."""
+        self._batch_check.module_called(module, args, kwargs)
+        return self._batch_check.awaits_model
 
     def batches_ended(self) -> None:
         """A loader had no more."""
@@ -145,7 +151,7 @@ class TrainingMetrics:
         if counts and latest is not None and not self.reached:  # one call, and a backward from its very result
             call = Call(latest)
             self._judged_last = call
-            self._target_check.call_reached(call)
+            self._batch_check.call_reached(call)
             self._count(call)
             self._backwards.append(_Backward([call], latest.value if len(roots) == 1 else None))
         elif counts:
@@ -167,7 +173,7 @@ class TrainingMetrics:
         chosen = backward.chosen
         if chosen is not None and not chosen.settled:
             self._judged_last = chosen
-            self._target_check.call_reached(chosen)
+            self._batch_check.call_reached(chosen)
         for call in backward.calls:
             if not call.settled:
                 if call.overwritten():
@@ -253,7 +259,12 @@ class TrainingMetrics:
         """How the last training call paired output with target; None where none was observed."""
         if self._judged_last is None:
             return None
-        return replace(Pairing.of(self._judged_last), targets_changed=self._target_check.changed())
+        check = self._batch_check
+        return replace(
+            Pairing.of(self._judged_last),
+            inputs_changed=check.inputs_changed(),
+            targets_changed=check.targets_changed(),
+        )
 
     @property
     def criterion(self) -> dict[str, Any] | None:

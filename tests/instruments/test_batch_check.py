@@ -1,0 +1,189 @@
+"""A loop whose inputs or targets aren't its loader's has no accuracy that an evaluation over the set could repeat."""
+
+import warnings
+
+import pytest
+import torch
+import torch._dynamo.eval_frame
+import toy
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from trackmetrics import Tracker, TrackmetricsWarning
+
+pytestmark = pytest.mark.filterwarnings("ignore:final_inference.attention_weights")
+
+
+@pytest.fixture(autouse=True)
+def nothing_to_compile(monkeypatch):
+    """Whatever other tests have compiled."""
+    monkeypatch.setattr(torch._dynamo.eval_frame, "cached_backends", {})
+
+
+def _run(loss, train, net=None):
+    """The dev accuracy of an epoch over `train` with the loop's own `loss(net, inputs, targets)`, and what was said."""
+    net = net or toy.model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", TrackmetricsWarning)
+        with Tracker("t", train=train, dev=train) as run, run.epoch():
+            for batch in train:
+                optimizer.zero_grad()
+                for part in loss(net, *batch):
+                    part.backward()
+                optimizer.step()
+    said = [str(item.message) for item in caught if "are not those that its loader yields" in str(item.message)]
+    return run.record.epochs[0].dev_accuracy, said, net
+
+
+CHANGING = {
+    "labels turned round": lambda net, x, y: [F.cross_entropy(net(x), 1 - y)],
+    "a threshold": lambda net, x, y: [F.cross_entropy(net(x), (y > 1).long())],
+    "a part of the batch": lambda net, x, y: [F.cross_entropy(net(x)[1:], y[1:])],
+    "turned round, binary": lambda net, x, y: [F.binary_cross_entropy_with_logits(net(x)[:, 0], 1.0 - y)],
+}
+KEEPING = {
+    "as they are": lambda net, x, y: [F.cross_entropy(net(x), y)],
+    "flattened": lambda net, x, y: [F.cross_entropy(net(x).view(-1, 2), y.view(-1))],
+    "in chunks": lambda net, x, y: [F.cross_entropy(net(a), b) for a, b in zip(x.chunk(2), y.chunk(2))],
+    "copied": lambda net, x, y: [F.cross_entropy(net(x + 0.0), y)],
+}
+
+
+def scaled_in_place(net, x, y):
+    x.mul_(2)
+    return [F.cross_entropy(net(x), y)]
+
+
+CHANGING_INPUTS = {
+    "normalised": lambda net, x, y: [F.cross_entropy(net((x - x.mean()) / x.std()), y)],
+    "normalised in place": scaled_in_place,
+    "by a module": lambda net, x, y: [F.cross_entropy(net(torch.nn.LayerNorm(4, elementwise_affine=False)(x)), y)],
+    "in another order": lambda net, x, y: [F.cross_entropy(net(x.flip(0)), y.flip(0))],
+    "cut": lambda net, x, y: [F.cross_entropy(net(F.pad(x[:, :3], (0, 1))), y)],
+}
+
+
+@pytest.mark.parametrize("loss", CHANGING_INPUTS.values(), ids=CHANGING_INPUTS)
+def test_changed_inputs_make_the_accuracy_null(loss):
+    """The set's inputs as they are would be judged by a model that has never seen the like."""
+    train = DataLoader([tuple(map(torch.clone, pair)) for pair in toy.examples(24)], 8)
+    accuracy, said, _ = _run(loss, train)
+    assert accuracy is None
+    assert len(said) == 3  # of the epochs' dev accuracy, of the final training accuracy, and of the final inference
+    assert all("the loop's inputs" in message for message in said)
+
+
+def test_the_final_inference_of_changed_inputs_is_null_but_for_an_example_that_is_given():
+    """Who names an example names it as the model takes it."""
+    for given, expected in (({}, False), ({"example": torch.zeros(4)}, True)):
+        net, train = toy.model(), toy.loader()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TrackmetricsWarning)
+            with Tracker("t", train=train, dev=train, **given) as run, run.epoch():
+                for x, y in train:
+                    optimizer.zero_grad()
+                    F.cross_entropy(net(x / 2), y).backward()
+                    optimizer.step()
+        assert (run.record.final_inference is not None) == expected
+
+
+class Masked(torch.nn.Linear):
+    """Takes a mask beside its inputs, and labels by name."""
+
+    def forward(self, features, mask=None, labels=None):
+        return super().forward(features if mask is None else features * mask)
+
+
+NAMED = {
+    "by name": (lambda net, batch: net(features=batch["features"]), False),
+    "by place": (lambda net, batch: net(batch["features"]), False),
+    "all that there is": (lambda net, batch: net(**batch), False),
+    "beside a mask": (lambda net, batch: net(batch["features"], torch.ones(4)), False),
+    "changed, by name": (lambda net, batch: net(features=batch["features"] * 2), True),
+    "changed, by place": (lambda net, batch: net(batch["features"] * 2), True),
+}
+
+
+@pytest.mark.parametrize(("call", "changed"), NAMED.values(), ids=NAMED)
+def test_the_inputs_of_dicts_are_compared_by_name(call, changed):
+    """What the model takes of a dict's values, under their names or in order."""
+    train = DataLoader([{"features": x, "labels": y} for x, y in toy.examples(24)], 8)
+    net = Masked(4, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TrackmetricsWarning)
+        with Tracker("t", train=train, dev=train) as run, run.epoch():
+            for batch in train:
+                optimizer.zero_grad()
+                F.cross_entropy(call(net, batch), batch["labels"]).backward()
+                optimizer.step()
+    assert (run.record.epochs[0].dev_accuracy is None) == changed
+
+
+def test_modules_are_heard_for_one_call_only():
+    """From the first batch to the first call of what is trained; then torch's own `__call__` is back."""
+    train, net, seen = toy.loader(), toy.model(), []
+    own = torch.nn.Module.__call__
+    with Tracker("t", train=train, dev=train) as run, run.epoch():
+        for x, y in train:
+            seen.append(torch.nn.Module.__call__ is own)
+            loss = F.cross_entropy(net(x), y)
+            seen.append(torch.nn.Module.__call__ is own)
+            loss.backward()
+    assert seen == [False, True, True, True, True, True]
+
+
+@pytest.mark.parametrize("loss", CHANGING.values(), ids=CHANGING)
+def test_changed_targets_make_the_accuracy_null(loss):
+    """Null, with one warning that says why and what to give."""
+    accuracy, said, _ = _run(loss, toy.loader())
+    assert accuracy is None
+    assert len(said) == 2  # of the epochs' dev accuracy, and of the final training accuracy
+    assert all("give `evaluate=`" in message for message in said)
+
+
+@pytest.mark.parametrize("loss", KEEPING.values(), ids=KEEPING)
+def test_the_loaders_own_targets_are_evaluated(loss):
+    """The loader's targets, reshaped or trained on in parts, give the accuracy that a count by hand gives."""
+    accuracy, said, net = _run(loss, toy.loader())
+    assert said == []
+    assert accuracy == toy.accuracy(net, toy.loader())
+
+
+def test_a_shift_of_a_sequence_is_noticed():
+    """Next-token targets that the loop cuts from its labels are not what the set holds."""
+    tokens = torch.randint(0, 5, (16, 6))
+    train = DataLoader(TensorDataset(tokens, tokens), batch_size=4)
+
+    def shifted(net, inputs, labels):
+        return [F.cross_entropy(net(inputs)[:, :-1].reshape(-1, 5), labels[:, 1:].reshape(-1))]
+
+    accuracy, said, _ = _run(shifted, train, torch.nn.Embedding(5, 5))
+    assert accuracy is None
+    assert said
+
+
+def test_loaders_side_by_side_are_each_asked():
+    """The targets of either of two loaders that are gone through together count as the loader's own."""
+    train, other = toy.loader(), toy.loader(seed=9)
+    net = toy.model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with Tracker("t", train=train, dev=train) as run, run.epoch():
+        for (features, classes), _ in zip(train, other):
+            optimizer.zero_grad()
+            F.cross_entropy(net(features), classes).backward()
+            optimizer.step()
+    assert run.record.epochs[0].dev_accuracy == toy.accuracy(net, train)
+
+
+def test_no_batch_is_kept_after_the_first_step():
+    """What was kept for the comparison goes with it."""
+    train, net = toy.loader(), toy.model()
+    with Tracker("t", train=train, dev=train) as run, run.epoch():
+        toy.train_epoch(net, torch.optim.SGD(net.parameters(), lr=0.1), train)
+        check = run._engine._training._metrics._batch_check
+        assert check._batches is None
+        assert not check.targets_changed()
+        assert check._compared is None
