@@ -122,6 +122,20 @@ def test_the_inputs_of_dicts_are_compared_by_name(call, changed):
     assert (run.record.epochs[0].dev_accuracy is None) == changed
 
 
+def test_modules_are_left_alone_where_there_is_something_to_compile(monkeypatch):
+    """The compiler would meet the wrapper; then changed inputs aren't noticed."""
+    monkeypatch.setattr(torch._dynamo.eval_frame, "cached_backends", {1: "a compiler"})
+    train, net, own = toy.loader(), toy.model(), torch.nn.Module.__call__
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with Tracker("t", train=train, dev=train) as run, run.epoch():
+        for x, y in train:
+            assert torch.nn.Module.__call__ is own
+            optimizer.zero_grad()
+            F.cross_entropy(net(x * 2), y).backward()
+            optimizer.step()
+    assert run.record.epochs[0].dev_accuracy == toy.accuracy(net, train)
+
+
 def test_modules_are_heard_for_one_call_only():
     """From the first batch to the first call of what is trained; then torch's own `__call__` is back."""
     train, net, seen = toy.loader(), toy.model(), []

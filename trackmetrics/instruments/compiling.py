@@ -55,7 +55,7 @@ def _with_inner(code: CodeType) -> Iterator[CodeType]:
 
 def anything_to_compile() -> bool:
     """Whether `torch.compile` was called in this process: what it gave may be compiled at any moment."""
-    return bool(eval_frame.cached_backends)
+    return any(backend is not None for backend in eval_frame.cached_backends.values())  # None: not to compile
 
 
 def anything_compiled() -> bool:
