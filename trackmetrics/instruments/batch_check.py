@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .criteria import Call
-from .data import Parts, UnreadableError, take_apart
+from .criteria import Call, version_of
+from .data import Parts, UnreadableError, take_apart, tensors_in
 
 _KEPT = 8  # batches of one step: loaders may be gone through side by side
 
@@ -32,7 +32,7 @@ class _Yielded(NamedTuple):
             parts = take_apart(batch)
         except UnreadableError:
             return _Yielded(None, {})
-        return _Yielded(parts, {id(tensor): _version(tensor) for tensor in _tensors_in(parts.inputs)})
+        return _Yielded(parts, {id(tensor): version_of(tensor) for tensor in tensors_in(parts.inputs)})
 
 
 class BatchCheck:
@@ -92,17 +92,6 @@ class BatchCheck:
         return self._inputs_changed
 
 
-def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors_in(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors_in(item)
-
-
 def _handed_on(
     inputs: Any, versions: Mapping[int, int], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Iterator[_Answer]:
@@ -110,20 +99,20 @@ def _handed_on(
 
     A mask or a state that the loop adds of its own says nothing against it.
     """
-    called = list(_tensors_in([args, kwargs]))
+    called = list(tensors_in([args, kwargs]))
     if not isinstance(inputs, Mapping):
-        for tensor in _tensors_in(inputs):
+        for tensor in tensors_in(inputs):
             yield _among(tensor, versions[id(tensor)], called)
         return
     named = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
     for name in named.keys() & kwargs.keys():
-        yield _among(named[name], versions[id(named[name])], list(_tensors_in(kwargs[name])))
+        yield _among(named[name], versions[id(named[name])], list(tensors_in(kwargs[name])))
     if called and not named.keys() & kwargs.keys():
         yield _any(_among(tensor, versions[id(tensor)], called) for tensor in named.values())
 
 
 def _among(tensor: torch.Tensor, version: int, called: list[torch.Tensor]) -> _Answer:
-    if _version(tensor) != version:  # the loop has changed the batch itself
+    if version_of(tensor) != version:  # the loop has changed the batch itself
         return False
     return _any(_same(tensor, other) for other in called)
 
@@ -148,10 +137,6 @@ def _same(tensor: torch.Tensor, other: torch.Tensor) -> _Answer:
     other = other.detach()
     converted = tensor.detach().to(other.device, other.dtype, non_blocking=True)
     return ((converted == other) | (other != other)).all()
-
-
-def _version(tensor: torch.Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def _begins_with(target: torch.Tensor, used: torch.Tensor) -> bool:

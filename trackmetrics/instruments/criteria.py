@@ -113,8 +113,7 @@ class Made(NamedTuple):
     @staticmethod
     def of(criterion: Criterion, arguments: tuple[Any, ...], result: torch.Tensor) -> Made:
         """Note a call that has just been made."""
-        version = 0 if result.is_inference() else result._version
-        return Made(criterion, arguments, result, version, result.detach().clone())
+        return Made(criterion, arguments, result, version_of(result), result.detach().clone())
 
 
 class Call:
@@ -144,7 +143,7 @@ class Call:
         self.target: torch.Tensor = target
         self.target_at: tuple[int, torch.Size] = (target.data_ptr(), target.shape)
         self.target_dtype: torch.dtype = target.dtype
-        self.versions = _versions(scores, target)
+        self.versions = (version_of(scores), version_of(target))
         self.result = value
         self.result_at = (result.data_ptr(), version)
         self.factor: torch.Tensor | None = None
@@ -185,7 +184,7 @@ class Call:
 
     def overwritten(self) -> bool:
         """Whether output or target changed since the call: a buffer that the user fills again."""
-        return _versions(self.input, self.target) != self.versions
+        return (version_of(self.input), version_of(self.target)) != self.versions
 
     def gave(self, roots: Sequence[Any]) -> bool:
         """Whether a backward was called on the call's own result, as it was."""
@@ -206,9 +205,9 @@ class Call:
 _NOTHING = torch.empty(0)
 
 
-def _versions(*tensors: torch.Tensor) -> tuple[int, ...]:
-    """How often each was written to; 0 for one made under `inference_mode`, which doesn't count."""
-    return tuple([0 if tensor.is_inference() else tensor._version for tensor in tensors])
+def version_of(tensor: torch.Tensor) -> int:
+    """How often it was written to; 0 for one made under `inference_mode`, which doesn't count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def class_dimension(dimensions: int) -> int:

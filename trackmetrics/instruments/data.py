@@ -278,6 +278,17 @@ def to_device(value: Any, device: torch.device) -> Any:
     return value
 
 
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor of a nest of tuples, lists and dicts; any other iterable can be read once, and is the user's."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from tensors_in(list(value.values()))
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_in(item)
+
+
 def _tensor(value: Any) -> torch.Tensor:
     """A target as a tensor. Raises `UnreadableError` where it is none."""
     try:

@@ -7,12 +7,12 @@ accuracy are told, and keep their own figures.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from .compiling import anything_compiled
+from .data import tensors_in
 from .gradient_norm import GradientNorm
 from .guard import Guard
 from .reaching import ReachHooks, can_be_reached
@@ -83,7 +83,7 @@ class Steps:
 
     def losses_scaled(self, scaled: Any, scale: torch.Tensor) -> None:
         """A gradient scaler gave what is in `scaled`: a backward that reaches it brings gradients times `scale`."""
-        for loss in _tensors_in(scaled):
+        for loss in tensors_in(scaled):
             if can_be_reached(loss):
                 self._scaled.add(loss, functools.partial(self._scaled_reached, scale))
 
@@ -234,11 +234,3 @@ class Steps:
         self._scaled.remove()
         self._roots = ()
         self._scale = None
-
-
-def _tensors_in(outputs: Any) -> Iterator[torch.Tensor]:
-    if isinstance(outputs, torch.Tensor):
-        yield outputs
-    elif isinstance(outputs, (list, tuple)):  # any other iterable can be read once, and is the user's to read
-        for output in outputs:
-            yield from _tensors_in(output)
