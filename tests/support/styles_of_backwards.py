@@ -201,6 +201,36 @@ def adversarial_examples_made_by_backward(notes, model, optimizer):
 
 
 @style(sgd)
+def adversarial_examples_whose_backward_reaches_inputs_alone(notes, model, optimizer):
+    with notes.epoch():
+        for inputs, targets in batches():
+            attacked = inputs.clone()
+            for _ in range(3):
+                attacked = attacked.detach().requires_grad_()
+                F.cross_entropy(model(attacked), targets).backward(inputs=[attacked])
+                attacked = attacked + 0.1 * attacked.grad.sign()
+            optimizer.zero_grad()
+            F.cross_entropy(model(attacked.detach()), targets).backward()
+            notes.step(model.parameters())
+            optimizer.step()
+
+
+@style(sgd)
+def adversarial_examples_through_a_frozen_model(notes, model, optimizer):
+    for _ in range(2):
+        with notes.epoch():
+            for inputs, targets in batches():
+                attacked = inputs.clone().requires_grad_()
+                model.requires_grad_(False)
+                F.cross_entropy(model(attacked), targets).backward()
+                model.requires_grad_(True)
+                optimizer.zero_grad()
+                F.cross_entropy(model(attacked.detach() + 0.1 * attacked.grad.sign()), targets).backward()
+                notes.step(model.parameters())
+                optimizer.step()
+
+
+@style(sgd)
 def several_roots(notes, model, optimizer):
     with notes.epoch():
         for first, second in zip(batches(), reversed(batches())):

@@ -6,73 +6,80 @@ something that an evaluation over the set can't repeat: its accuracy would be of
 
 from __future__ import annotations
 
-import functools
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 
 from .criteria import Call, version_of
-from .data import Parts, UnreadableError, take_apart, tensors_in
+from .data import take_apart, tensors_in
 
-_KEPT = 8  # batches of one step: loaders may be gone through side by side
+_KEPT = 8  # batches, of the first and of the last: loaders may be gone through side by side, or far ahead
+_ANSWERS = 64  # comparisons that wait on the device
 
 _Answer = bool | torch.Tensor  # one that stays on its device until it is needed
 
 
 class _Yielded(NamedTuple):
-    """A batch as a loader gave it, taken apart; None where that can't be. `versions` are those of its input tensors."""
+    """A batch as a loader gave it: its inputs, with the version of each tensor, and a copy of its targets."""
 
-    parts: Parts | None
+    inputs: Any
     versions: dict[int, int]
+    target: torch.Tensor | None
 
     @staticmethod
-    def of(batch: Any) -> _Yielded:
+    def of(batch: Any) -> _Yielded | None:
+        """None where the batch can't be taken apart: then there is no evaluation to warn of."""
         try:
-            parts = take_apart(batch)
-        except UnreadableError:
-            return _Yielded(None, {})
-        return _Yielded(parts, {id(tensor): version_of(tensor) for tensor in tensors_in(parts.inputs)})
+            with warnings.catch_warnings():  # of arrays that are read-only: the loop's own, and nothing writes to them
+                warnings.simplefilter("ignore")
+                parts = take_apart(batch)
+                versions = {id(tensor): version_of(tensor) for tensor in tensors_in(parts.inputs)}
+                return _Yielded(parts.inputs, versions, None if parts.target is None else parts.target.detach().clone())
+        except (TypeError, ValueError, RuntimeError):
+            return None
 
 
 class BatchCheck:
-    """Compares the first call of a model and of a criterion in a training with the batches that were yielded before.
+    """Compares what a training's first step works on with the batches that were yielded before.
 
-    What is kept of them is compared by `targets_changed` and `inputs_changed`, between epochs, so that the device need
-    not wait inside one.
+    `targets_changed` and `inputs_changed` say what came out; they are asked between epochs, so that the device need not
+    wait inside one.
     """
 
     def __init__(self) -> None:
         self._batches: list[_Yielded] | None = []
-        self._handed_on: list[list[_Answer]] | None = None  # for each batch, whether each of its inputs was
+        self._answers: list[_Answer] = []
         self._compared: tuple[torch.Tensor, list[torch.Tensor]] | None = None
         self._inputs_changed = self._targets_changed = False
 
     @property
     def awaits_model(self) -> bool:
-        """Whether the next call of a module that is trained is to be told."""
-        return bool(self._batches) and self._handed_on is None
+        """Whether further calls of modules are to be told: no batch was seen to reach one yet."""
+        return bool(self._batches) and True not in map(_certain, self._answers) and len(self._answers) < _ANSWERS
 
     def batch_yielded(self, batch: Any) -> None:
         """A loader gave the training a batch."""
-        if self._batches is not None:
-            self._batches = [*self._batches, _Yielded.of(batch)][-_KEPT:]
+        yielded = None if self._batches is None else _Yielded.of(batch)
+        if self._batches is not None and yielded is not None:
+            self._batches = [*self._batches[:_KEPT], *self._batches[_KEPT:][1 - _KEPT :], yielded]
 
     def module_called(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """A module is called: the model, unless it has nothing to train (a transformation of the inputs)."""
-        if self._batches and any(parameter.requires_grad for parameter in module.parameters()):
-            asked = [(batch.parts.inputs, batch.versions) for batch in self._batches if batch.parts is not None]
-            self._handed_on = [list(_handed_on(inputs, versions, args, kwargs)) for inputs, versions in asked]
+        """A module is called: the model or a part of it, unless it has no parameters (a transformation of inputs)."""
+        called = list(tensors_in([args, kwargs]))
+        if not called or not all(map(_is_plain, called)) or next(module.parameters(), None) is None:
+            return
+        for batch in self._batches or ():
+            self._answers.extend(_handed_on(batch, called, kwargs))
 
-    def call_reached(self, call: Call) -> None:
-        """A backward reached a criterion call; only the first one is looked at."""
-        if self._batches is None:
+    def step_taken(self, call: Call | None) -> None:
+        """The training's first backward is over; it reached a criterion call, or none that is known."""
+        batches, self._batches = self._batches or [], None
+        if call is None or call.criterion.kind not in ("classes", "binary"):
+            self._answers = []
             return
-        batches, self._batches = self._batches, None
-        if call.criterion.kind not in ("classes", "binary"):
-            return
-        targets = [batch.parts.target for batch in batches if batch.parts is not None]
-        yielded = [target.detach().clone() for target in targets if target is not None]
+        yielded = [batch.target for batch in batches if batch.target is not None]
         if yielded:
             self._compared = call.target.clone(), yielded
 
@@ -85,58 +92,58 @@ class BatchCheck:
         return self._targets_changed
 
     def inputs_changed(self) -> bool:
-        """Whether the model was called with the inputs of none of the batches; fetched once."""
-        if self._handed_on:
-            self._inputs_changed = not any(all(map(bool, answers)) for answers in self._handed_on)
-            self._handed_on = []
+        """Whether no module was called with the inputs of any of the batches; fetched once."""
+        if self._answers and self._batches is None:
+            answers, self._answers = self._answers, []
+            self._inputs_changed = not any(map(bool, answers))
         return self._inputs_changed
 
 
-def _handed_on(
-    inputs: Any, versions: Mapping[int, int], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Iterator[_Answer]:
-    """Whether each input of a batch is among what a model was called with; of a dict's, those that it was called with.
+def _certain(answer: _Answer) -> bool:
+    return answer is True
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds numbers: a transformation's, or one that a tracer made up, has none to compare."""
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.device.type != "meta"
+    return plain and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def _handed_on(batch: _Yielded, called: list[torch.Tensor], kwargs: Mapping[str, Any]) -> Iterator[_Answer]:
+    """Whether a batch's main input, its largest, is among what a module was called with; by its name, if it has one.
 
     A mask or a state that the loop adds of its own says nothing against it.
     """
-    called = list(tensors_in([args, kwargs]))
-    if not isinstance(inputs, Mapping):
-        for tensor in tensors_in(inputs):
-            yield _among(tensor, versions[id(tensor)], called)
-        return
-    named = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
-    for name in named.keys() & kwargs.keys():
-        yield _among(named[name], versions[id(named[name])], list(tensors_in(kwargs[name])))
-    if called and not named.keys() & kwargs.keys():
-        yield _any(_among(tensor, versions[id(tensor)], called) for tensor in named.values())
-
-
-def _among(tensor: torch.Tensor, version: int, called: list[torch.Tensor]) -> _Answer:
-    if version_of(tensor) != version:  # the loop has changed the batch itself
-        return False
-    return _any(_same(tensor, other) for other in called)
-
-
-def _any(answers: Iterator[_Answer]) -> _Answer:
-    given = list(answers)
-    if True in [answer for answer in given if isinstance(answer, bool)]:
-        return True
-    open_ = [answer for answer in given if isinstance(answer, torch.Tensor)]
-    return functools.reduce(lambda one, other: one | other.to(one.device), open_) if open_ else False
+    inputs = batch.inputs
+    by_name = inputs.keys() & kwargs.keys() if isinstance(inputs, Mapping) else set()
+    if by_name:
+        inputs = [inputs[name] for name in inputs if name in by_name]
+        called = list(tensors_in([kwargs[name] for name in by_name]))
+    own = list(tensors_in(inputs))
+    if own and not isinstance(inputs, Mapping):
+        own = [max(own, key=torch.Tensor.numel)]
+    for tensor in own:
+        changed = version_of(tensor) != batch.versions[id(tensor)]  # the loop has written to the batch itself
+        yield from (not changed and _same(tensor, other) for other in called)
 
 
 def _same(tensor: torch.Tensor, other: torch.Tensor) -> _Answer:
-    """Whether one begins with the other, wherever they are and of whatever type: a batch may be trained in parts."""
-    if tensor is other:
-        return True
-    if tensor.ndim != other.ndim or tensor.shape[1:] != other.shape[1:] or tensor.layout != other.layout:
+    """Whether one has the other's first row, wherever they are: a batch may be trained in parts, in another order."""
+    if tensor.layout is not torch.strided or other.layout is not torch.strided or not other.numel():
         return False
-    if tensor.ndim:
-        length = min(len(tensor), len(other))
-        tensor, other = tensor[:length], other[:length]
-    other = other.detach()
-    converted = tensor.detach().to(other.device, other.dtype, non_blocking=True)
-    return ((converted == other) | (other != other)).all()
+    if tensor.data_ptr() == other.data_ptr() and tensor.numel() == other.numel():
+        return True
+    if tensor.ndim and tensor.shape[1:] == other.shape[1:] and other.ndim == tensor.ndim:
+        row = other.detach()[0]
+    elif tensor.ndim and tensor.shape[1:] == other.shape:  # each example by itself
+        row = other.detach()
+    else:
+        return False
+    own = tensor.detach().to(row.device, non_blocking=True)
+    if row.is_floating_point():
+        own = own.to(row.dtype)
+    equal = (own == row) | (row != row)
+    return equal.reshape(len(own), -1).all(1).any()
 
 
 def _begins_with(target: torch.Tensor, used: torch.Tensor) -> bool:

@@ -101,7 +101,7 @@ class Made(NamedTuple):
     """A call of a criterion as it was made: its arguments in the order of the criterion's `positions`, its result.
 
     `value` is a copy of the result, for a loop may go on to change it in place (`loss /= k`); `version` says whether
-    that has happened.
+    that has happened, and `edge` where in the graph the result was made. `versions` are those of output and target.
     """
 
     criterion: Criterion
@@ -109,11 +109,15 @@ class Made(NamedTuple):
     result: torch.Tensor
     version: int
     value: torch.Tensor
+    edge: tuple[Any, int]
+    versions: tuple[int, int]
 
     @staticmethod
     def of(criterion: Criterion, arguments: tuple[Any, ...], result: torch.Tensor) -> Made:
         """Note a call that has just been made."""
-        return Made(criterion, arguments, result, version_of(result), result.detach().clone())
+        versions = version_of(arguments[0]), version_of(arguments[1])
+        edge = result.grad_fn, result.output_nr
+        return Made(criterion, arguments, result, version_of(result), result.detach().clone(), edge, versions)
 
 
 class Call:
@@ -131,7 +135,7 @@ class Call:
     )  # fmt: skip
 
     def __init__(self, made: Made) -> None:
-        criterion, arguments, result, version, value = made
+        criterion, arguments, result, version, value, _, versions = made
         scores, target = arguments[0].detach(), arguments[1].detach()
         self.criterion = criterion
         self.has_accuracy = criterion.kind in ("classes", "binary")
@@ -143,7 +147,7 @@ class Call:
         self.target: torch.Tensor = target
         self.target_at: tuple[int, torch.Size] = (target.data_ptr(), target.shape)
         self.target_dtype: torch.dtype = target.dtype
-        self.versions = (version_of(scores), version_of(target))
+        self.versions = versions
         self.result = value
         self.result_at = (result.data_ptr(), version)
         self.factor: torch.Tensor | None = None

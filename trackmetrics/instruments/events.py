@@ -377,7 +377,7 @@ def _observe_module_init(patches: _Patches, original: Callable[..., Any]) -> Cal
 
 def _observe_module_call(patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
     def __call__(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and torch._C._get_tracing_state() is None:
             listener = _listener.get() if patches.live else None
             if listener is not None and listener in _hear_modules:
                 try:

@@ -176,6 +176,10 @@ class GradientNorm:
             self._fold()
         return True
 
+    def forget_steps(self) -> None:
+        """Take back the epoch's steps."""
+        self._waiting, self._totals, self._skipped = [], [], 0
+
     def _fold(self) -> None:
         """Make the norms of the steps that wait, and one tensor of all norms so far."""
         alike: dict[tuple[torch.Size, torch.dtype, torch.device], list[torch.Tensor]] = {}

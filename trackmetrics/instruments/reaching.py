@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.utils.hooks import RemovableHandle, unserializable_hook
 
 _PRUNE = 256  # handles that are kept before those of tensors that are gone are let go
+
+
+Edge = tuple[Any, int]
 
 
 class ReachHooks:
@@ -20,7 +24,7 @@ class ReachHooks:
     >>> reached = []
     >>> hooks = ReachHooks()
     >>> loss = torch.ones(2, requires_grad=True).sum()
-    >>> hooks.add(loss, reached.append)
+    >>> hooks.add(loss, edge_of(loss), reached.append)
     >>> loss.backward()
     >>> reached
     [tensor(1.)]
@@ -31,9 +35,12 @@ class ReachHooks:
         self._limit = _PRUNE
         self._fault: Exception | None = None
 
-    def add(self, result: torch.Tensor, tell: Callable[[torch.Tensor], None]) -> None:
-        """Call `tell` with the gradient whenever a backward reaches `result`; what it raises waits for `check`."""
-        node, index = result.grad_fn, result.output_nr
+    def add(self, result: torch.Tensor, edge: Edge, tell: Callable[[torch.Tensor], None]) -> None:
+        """Call `tell` with the gradient whenever a backward reaches `result`; what it raises waits for `check`.
+
+        `edge` is where in the graph it was made; since then it may have been changed in place.
+        """
+        node, index = edge
         if node is None:
             hook = functools.partial(self._reached, tell)
             unserializable_hook(hook)  # else torch warns where a user saves the loss in a checkpoint
@@ -60,6 +67,11 @@ class ReachHooks:
         for handle in self._handles:
             handle.remove()
         self.__init__()  # type: ignore[misc]
+
+
+def edge_of(result: torch.Tensor) -> Edge:
+    """The node of the graph that made a tensor, and which of its outputs it is; no node for a leaf."""
+    return result.grad_fn, result.output_nr
 
 
 def can_be_reached(result: torch.Tensor) -> bool:

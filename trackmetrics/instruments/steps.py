@@ -15,8 +15,8 @@ from .compiling import anything_compiled
 from .data import tensors_in
 from .gradient_norm import GradientNorm
 from .guard import Guard
-from .reaching import ReachHooks, can_be_reached
-from .trained_parameters import Root, TrainedParameters
+from .reaching import ReachHooks, can_be_reached, edge_of
+from .trained_parameters import Root, TrainedParameters, parameters_of
 from .training_metrics import TrainingMetrics
 
 
@@ -57,6 +57,10 @@ class Steps:
         # The open step: who took it; or, with no optimizer in sight, whether a backward did
         self._stepped: set[int] = set()
         self._without_optimizer = False
+        # The epoch's steps so far; those that no optimizer took, and by identity what got a gradient in them
+        self._of_epoch = 0
+        self._by_hand = 0
+        self._trained_by_hand: set[int] = set()
 
     @property
     def completed(self) -> int:
@@ -85,7 +89,7 @@ class Steps:
         """A gradient scaler gave what is in `scaled`: a backward that reaches it brings gradients times `scale`."""
         for loss in tensors_in(scaled):
             if can_be_reached(loss):
-                self._scaled.add(loss, functools.partial(self._scaled_reached, scale))
+                self._scaled.add(loss, edge_of(loss), functools.partial(self._scaled_reached, scale))
 
     def _scaled_reached(self, scale: torch.Tensor, gradient: torch.Tensor | None) -> None:
         self._scale = scale
@@ -136,6 +140,8 @@ class Steps:
         if trained:
             self.norm.measure(trained, scale)
             self._without_optimizer = not self.parameters.has_optimizer()
+            if self._without_optimizer:
+                self._trained_by_hand.update(map(id, trained))
         return bool(trained)
 
     # Optimizers
@@ -144,6 +150,8 @@ class Steps:
         """An optimizer steps."""
         if id(optimizer) in self._stepped:
             self.before_optimizer(optimizer)
+        if self._by_hand:
+            self._spare_norm(self._were_probes, optimizer)
         self._heard_any = True
         self._scaler_waits = False
         if self._depth > 0:
@@ -162,6 +170,18 @@ class Steps:
         self.parameters.add_optimizer(optimizer)
         if not takes_closure:
             self.norm.include(optimizer)
+
+    def _were_probes(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take back the steps before the first that an optimizer takes, unless it owns what was trained in them.
+
+        They were backwards to something else, such as the inputs of an adversarial attack.
+        """
+        if self._by_hand == self._of_epoch and self._trained_by_hand.isdisjoint(map(id, parameters_of(optimizer))):
+            self.norm.forget_steps()
+            self.parameters.forget(self._trained_by_hand)
+            self._count -= self._by_hand
+            self._of_epoch = 0
+        self._by_hand, self._trained_by_hand = 0, set()
 
     def closure_begins(self) -> None:
         """The closure of the optimizer that steps is about to be evaluated."""
@@ -218,9 +238,11 @@ class Steps:
         """Close the step that was taken last; what is left over may be micro-batches, or steps that weren't heard."""
         self.end_open_step()
         self.metrics.steps_unheard = bool(self._spare_norm(self._may_be_unheard))
+        self._of_epoch, self._by_hand, self._trained_by_hand = 0, 0, set()
 
     def _end(self) -> None:
-        if self._without_optimizer and not self._stepped:
+        by_hand = self._without_optimizer and not self._stepped
+        if by_hand:
             self._spare_norm(self.norm.include_all)
         self._stepped = set()
         self._stepped_inside = False
@@ -228,6 +250,8 @@ class Steps:
         self._spare_metrics(self.metrics.end_step)
         if self._spare_norm(self.norm.end_step, otherwise=True):
             self._count += 1
+            self._of_epoch += 1
+            self._by_hand += by_hand
 
     def release(self) -> None:
         """Drop every reference to the training's tensors."""

@@ -199,6 +199,12 @@ class TrainedParameters:
         kept = [optimizer.state.get(parameter, {}) for optimizer in optimizers]
         return [value._version for state in kept for value in state.values() if isinstance(value, torch.Tensor)]
 
+    def forget(self, keys: Iterable[int]) -> None:
+        """What got a gradient under these identities isn't trained."""
+        for key in keys:
+            self._trained.pop(key, None)
+        self._owned = None
+
     def forget_arrived(self) -> None:
         """The backward that has ended doesn't count."""
         self._arrived.clear()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
 import torch
 
 from . import events
+from .batch_check import BatchCheck
 from .criteria import Call, Criterion
 from .gradient_norm import GradientNorm, NormSummary
 from .guard import Guard
@@ -58,7 +59,8 @@ class Training(events.Listener):
         self._awaited: Any = None  # the sampler whose next batch begins the next step
         self._parameters = TrainedParameters()
         self._norm = GradientNorm()
-        self._metrics = TrainingMetrics(self._followed)
+        self._metrics = TrainingMetrics(self._followed, self._first_step)
+        self._check = BatchCheck()
         self._own = OwnEvaluation()
         self._constructed = ConstructorArguments()
         self._settings = OptimizerSettings()
@@ -66,6 +68,7 @@ class Training(events.Listener):
         self._spare_metrics = Guard("train_loss and train_accuracy", _said_with_the_values)
         self._spare_own = Guard("dev_accuracy of your own evaluation (the run evaluates again)", on_fault)
         self._spare_steps = Guard("the records of epochs(every=...)", self._steps_failed)
+        self._spare_check = Guard("whether the loop changes its loader's batches", on_fault)
         self._spare_trained = Guard("metadata.device and metadata.hyperparameters", on_fault)
         self._spare_arguments = Guard("the model's constructor arguments", on_fault)
         self._spare_settings = Guard("the optimizer's settings", on_fault)
@@ -82,7 +85,14 @@ class Training(events.Listener):
     @property
     def pairing(self) -> Pairing | None:
         """How the last observed training call paired output with target; None where none was observed."""
-        return self._metrics.pairing
+        pairing = self._metrics.pairing
+        if pairing is None:
+            return None
+        return replace(
+            pairing,
+            inputs_changed=self._spare_check(self._check.inputs_changed, otherwise=False),
+            targets_changed=self._spare_check(self._check.targets_changed, otherwise=False),
+        )
 
     @property
     def criterion(self) -> dict[str, Any] | None:
@@ -155,7 +165,7 @@ class Training(events.Listener):
             "criterion_called": self._spare_metrics,
             "batch_yielded": self._spare_metrics,
             "batches_ended": self._spare_metrics,
-            "module_called": self._spare_metrics,
+            "module_called": self._spare_check,
         }
         guards.get(event, self._spare_steps).fail(error)
 
@@ -169,6 +179,7 @@ class Training(events.Listener):
             stack.callback(self._norm.release)
             stack.callback(self._parameters.release)
             stack.callback(self._steps.release)
+        self._check = BatchCheck()
         self._constructed = ConstructorArguments()
         self._settings = OptimizerSettings()
 
@@ -184,6 +195,10 @@ class Training(events.Listener):
     def _followed(self, call: Call) -> None:
         """A backward may come to this call, or none: then it may be an evaluation."""
         self._spare_own(self._own.call_followed, call)
+
+    def _first_step(self, call: Call | None) -> None:
+        """The training's first backward is over."""
+        self._spare_check(self._check.step_taken, call)
 
     def differentiates(self) -> None:
         if self.active:
@@ -253,16 +268,25 @@ class Training(events.Listener):
             self._fed_by = iterator._index_sampler
             if self.on_steps is not None and self._fed_by is self._awaited:
                 self.on_steps()
-            if self._spare_metrics(self._metrics.batch_yielded, batch):
-                events.hear_modules(self)
+            self._spare_metrics(self._metrics.loader_asked)
+            self._spare_check(self._check_batch, batch)
             self._spare_own(self._own.batch_yielded, batch, iterator)
 
     def module_called(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        return self.active and bool(self._spare_metrics(self._metrics.module_called, module, args, kwargs))
+        return self.active and bool(self._spare_check(self._check_module, module, args, kwargs))
+
+    def _check_batch(self, batch: Any) -> None:
+        self._check.batch_yielded(batch)
+        if self._check.awaits_model:
+            events.hear_modules(self)
+
+    def _check_module(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        self._check.module_called(module, args, kwargs)
+        return self._check.awaits_model
 
     def batches_ended(self, iterator: Any) -> None:
         if self.active:
-            self._spare_metrics(self._metrics.batches_ended)
+            self._spare_metrics(self._metrics.loader_asked)
             self._spare_own(self._own.batches_ended)
 
     def module_built(self, module: torch.nn.Module, frame: FrameType) -> None:

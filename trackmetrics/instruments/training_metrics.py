@@ -7,19 +7,20 @@ stay on the device, and are fetched once an epoch.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from .batch_check import BatchCheck
 from .criteria import Call, Criterion, Made
 from .epoch_means import EpochMeans, settle
 from .pairing import Pairing
 from .reaching import ReachHooks, can_be_reached
 from .tally import Tally
 from .trained_parameters import Root
+
+_OVERWRITTEN = "the outputs or targets were overwritten before the backward ended"
 
 
 @dataclass(slots=True)
@@ -60,14 +61,14 @@ class TrainingMetrics:
 
     Both are fetched with `take`; `loss_fault` and `accuracy_fault` say, where one is missing, why. `pairing` is how
     the last training call paired output with target. `on_followed` is told each call of which it isn't known yet
-    whether a backward comes to it.
+    whether a backward comes to it; `on_first` the call that the first backward was judged by, or that there was none.
     """
 
-    def __init__(self, on_followed: Callable[[Call], None]) -> None:
+    def __init__(self, on_followed: Callable[[Call], None], on_first: Callable[[Call | None], None]) -> None:
         self._on_followed = on_followed
+        self._on_first: Callable[[Call | None], None] | None = on_first
         self._judged_last: Call | None = None
         self._results = ReachHooks()
-        self._batch_check = BatchCheck()
         self.reached: dict[Call, None] = {}
         # In a plain loop a call is followed by a backward from its very result; then that is all there is to know.
         self._plain = True
@@ -83,19 +84,8 @@ class TrainingMetrics:
 
     # What happens in a step
 
-    def batch_yielded(self, batch: Any) -> bool:
-        """A loader gave the training a batch; say whether the next call of a module is to be told."""
-        self._follow_latest()
-        self._batch_check.batch_yielded(batch)
-        return self._batch_check.awaits_model
-
-    def module_called(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-        """The training calls a module; say whether the next call is to be told too."""
-        self._batch_check.module_called(module, args, kwargs)
-        return self._batch_check.awaits_model
-
-    def batches_ended(self) -> None:
-        """A loader had no more."""
+    def loader_asked(self) -> None:
+        """A loader gave the training a batch, or had no more."""
         self._follow_latest()
 
     def criterion_called(self, criterion: Criterion, arguments: tuple[Any, ...], result: torch.Tensor) -> None:
@@ -107,7 +97,7 @@ class TrainingMetrics:
         if not can_be_reached(result):
             return
         self._latest = Made.of(criterion, arguments, result)
-        if self._in_backward or not self._plain:
+        if self._in_backward or not self._plain or result.ndim:  # of several losses, it tells which of them count
             self._follow_latest()
 
     def _follow_latest(self) -> None:
@@ -116,7 +106,7 @@ class TrainingMetrics:
             latest, self._latest = self._latest, None
             self._plain = False
             call = Call(latest)
-            self._results.add(latest.result, functools.partial(self._reach, call))
+            self._results.add(latest.result, latest.edge, functools.partial(self._reach, call))
             self._on_followed(call)
 
     def differentiates(self) -> None:
@@ -151,7 +141,8 @@ class TrainingMetrics:
         if counts and latest is not None and not self.reached:  # one call, and a backward from its very result
             call = Call(latest)
             self._judged_last = call
-            self._batch_check.call_reached(call)
+            if call.overwritten():
+                self.accuracy_fault = _OVERWRITTEN
             self._count(call)
             self._backwards.append(_Backward([call], latest.value if len(roots) == 1 else None))
         elif counts:
@@ -160,6 +151,9 @@ class TrainingMetrics:
             self._plain = len(calls) == 1 and calls[0].gave(roots)
             self._backwards.append(self._settle(calls, _scalar(roots, scale)))
         self.reached.clear()
+        if self._on_first is not None and counts:
+            on_first, self._on_first = self._on_first, None
+            on_first(self._judged_last)
 
     def _settle_differentiated(self) -> None:
         """Settle what `torch.autograd.grad` reached: its gradients may be the step's, set by hand."""
@@ -173,11 +167,10 @@ class TrainingMetrics:
         chosen = backward.chosen
         if chosen is not None and not chosen.settled:
             self._judged_last = chosen
-            self._batch_check.call_reached(chosen)
         for call in backward.calls:
             if not call.settled:
                 if call.overwritten():
-                    self.accuracy_fault = "the outputs or targets were overwritten before the backward ended"
+                    self.accuracy_fault = _OVERWRITTEN
                 self._count(call)
         return backward
 
@@ -259,12 +252,7 @@ class TrainingMetrics:
         """How the last training call paired output with target; None where none was observed."""
         if self._judged_last is None:
             return None
-        check = self._batch_check
-        return replace(
-            Pairing.of(self._judged_last),
-            inputs_changed=check.inputs_changed(),
-            targets_changed=check.targets_changed(),
-        )
+        return Pairing.of(self._judged_last)
 
     @property
     def criterion(self) -> dict[str, Any] | None:
@@ -287,7 +275,11 @@ class TrainingMetrics:
     def release(self) -> None:
         """Remove every hook and drop every reference."""
         self._results.remove()
-        self.__init__(self._on_followed)  # type: ignore[misc]
+        self.__init__(self._on_followed, _unheard)  # type: ignore[misc]
+
+
+def _unheard(call: Call | None) -> None:
+    """Nobody is told any more."""
 
 
 def _scalar(roots: tuple[Root, ...], scale: torch.Tensor | None) -> torch.Tensor | None:
