@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch._dynamo.eval_frame
@@ -119,6 +120,164 @@ def test_the_inputs_of_dicts_are_compared_by_name(call, changed):
                 F.cross_entropy(call(net, batch), batch["labels"]).backward()
                 optimizer.step()
     assert (run.record.epochs[0].dev_accuracy is None) == changed
+
+
+class Convolution(torch.nn.Module):
+    """Reshapes its inputs before any module of its own is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 2)
+
+    def forward(self, features):
+        return self.layer(features * 2)
+
+    def loss(self, features, classes):
+        return F.cross_entropy(self.forward(features), classes)
+
+
+def by_method(net, batches):
+    for x, y in batches:
+        yield net.loss(x, y)
+
+
+def drawn_ahead(net, batches):
+    for x, y in list(batches):
+        yield F.cross_entropy(net(x), y)
+
+
+def after_another_forward(net, batches):
+    net(torch.zeros(1, 4))
+    for x, y in batches:
+        yield F.cross_entropy(net(x), y)
+
+
+def example_by_example(net, batches):
+    for x, y in batches:
+        yield torch.stack([F.cross_entropy(net(row)[None], label[None]) for row, label in zip(x, y)]).mean()
+
+
+def the_second_half_first(net, batches):
+    for x, y in batches:
+        yield F.cross_entropy(torch.cat((net(x[4:]), net(x[:4]))).roll(4, 0), y)
+
+
+def after_a_transformation(net, batches):
+    for x, y in batches:
+        parameters = dict(net.named_parameters())
+        torch.func.vmap(lambda row: torch.func.functional_call(net, parameters, (row,)))(x)  # noqa: B023
+        yield F.cross_entropy(net(x), y)
+
+
+def traced_first(net, batches):
+    for x, y in batches:
+        torch.jit.trace(net, x.clone())
+        yield F.cross_entropy(net(x), y)
+
+
+LOOPS = [
+    by_method, drawn_ahead, after_another_forward, example_by_example, the_second_half_first, after_a_transformation,
+    traced_first,
+]  # fmt: skip
+
+
+def _accuracy_of(net, train, losses, batches):
+    """The dev accuracy over `batches`, trained by the losses that a loop yields; and by hand."""
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
+    with Tracker("t", train=batches, dev=batches) as run:
+        run.watch(net)
+        with run.epoch():
+            for loss in losses(net, train):
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+    return run.record.epochs[0].dev_accuracy, toy.accuracy(net, batches)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("losses", LOOPS)
+def test_inputs_that_are_not_changed_raise_no_alarm(losses):
+    """However the loop comes to call the model with them."""
+    loader = toy.loader(96)
+    accuracy, by_hand = _accuracy_of(Convolution(), loader, losses, loader)
+    assert accuracy == by_hand
+
+
+def test_a_frozen_body_that_is_called_before_the_head_raises_no_alarm():
+    """What the body is given are the loader's inputs; the module that is watched holds both."""
+    net = torch.nn.Sequential(torch.nn.Linear(4, 5).requires_grad_(False), torch.nn.Linear(5, 2))
+    loader = toy.loader()
+
+    def losses(net, batches):
+        for x, y in batches:
+            with torch.no_grad():
+                features = net[0](x)
+            yield F.cross_entropy(net[1](features), y)
+
+    accuracy, by_hand = _accuracy_of(net, loader, losses, loader)
+    assert accuracy == by_hand
+
+
+def in_place(y):
+    return y.sub_(1).abs_()
+
+
+def padded_in_place(y):
+    y[y == 0] = -100
+    return y
+
+
+@pytest.mark.parametrize("change", [in_place, padded_in_place])
+@pytest.mark.parametrize("numpy", [False, True])
+def test_targets_changed_in_place_are_noticed(change, numpy):
+    """Whatever the loader's own batch has become meanwhile."""
+    loss = lambda net, x, y: [F.cross_entropy(net(x), change(torch.as_tensor(y)))]  # noqa: E731
+    examples = [(x.clone(), y.numpy() if numpy else y.clone()) for x, y in toy.examples(24)]
+    collate = (lambda pairs: (torch.stack([x for x, _ in pairs]), np.stack([y for _, y in pairs]))) if numpy else None
+    accuracy, said, _ = _run(loss, DataLoader(examples, 8, collate_fn=collate))
+    assert accuracy is None
+    assert said
+
+
+def test_whole_numbers_made_of_inputs_are_others():
+    """Those of a loader whose inputs are none; an embedding of whole numbers as floats is given the same."""
+    for scale, changed in ((1.7, True), (1.0, False)):
+        pairs = [(torch.tensor([scale * (1 + number % 5)] * 3), torch.tensor([number % 2] * 3)) for number in range(16)]
+        loss = lambda net, x, y: [F.cross_entropy(net(x.long()).flatten(0, 1), y.flatten())]  # noqa: E731
+        _, said, _ = _run(loss, DataLoader(pairs, 4), torch.nn.Embedding(10, 2))
+        assert ("the loop's inputs" in str(said)) == changed
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [np.array([["a"], ["b"]]), np.array([[1, 2], [3]], dtype=object), np.arange(8.0).reshape(2, 4)[:, ::-1]],
+    ids=["text", "ragged", "backwards"],
+)
+def test_batches_that_cant_be_compared_cost_nothing(inputs):
+    """The training's own figures are there; what the set can't be evaluated for is said by the evaluation."""
+    net = toy.model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    train = DataLoader([0, 1], 2, collate_fn=lambda _: (inputs, torch.tensor([0, 1])))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TrackmetricsWarning)
+        with Tracker("t", train=train) as run, run.epoch():
+            for _, y in train:
+                optimizer.zero_grad()
+                F.cross_entropy(net(torch.ones(2, 4)), y).backward()
+                optimizer.step()
+    assert run.record.epochs[0].train_loss is not None
+    assert run.record.epochs[0].train_accuracy is not None
+
+
+def test_batches_are_let_go_without_a_criterion_too():
+    """A loss by hand is judged by no call; nothing is kept for one."""
+    train, net = toy.loader(), toy.model()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TrackmetricsWarning)
+        with Tracker("t", train=train) as run, run.epoch():
+            for x, _ in train:
+                net(x).square().mean().backward()
+            assert run._engine._training._check._batches is None
 
 
 def test_modules_are_left_alone_where_there_is_something_to_compile(monkeypatch):

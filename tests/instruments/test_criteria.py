@@ -177,6 +177,8 @@ MASKS = {
     "multiplied": lambda losses, mask: (losses * mask).sum() / mask.sum(),
     "picked": lambda losses, mask: losses[mask].mean(),
     "filled": lambda losses, mask: losses.masked_fill(~mask, 0).sum(),
+    "multiplied in place": lambda losses, mask: losses.mul_(mask).sum() / mask.sum(),
+    "filled in place": lambda losses, mask: losses.masked_fill_(~mask, 0).sum() / mask.sum(),
 }
 
 

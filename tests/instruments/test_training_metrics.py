@@ -22,7 +22,16 @@ from metrics_by_hand import (
     note_classes,
     training,
 )
-from oracle import Notes, assert_norms, one_thread, run_tracked, run_untracked, tracking  # noqa: F401  a fixture
+from oracle import (  # noqa: F401  one_thread is a fixture
+    Notes,
+    assert_close,
+    assert_norms,
+    one_thread,
+    run_tracked,
+    run_untracked,
+    state_of,
+    tracking,
+)
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -748,6 +757,30 @@ def test_what_is_overwritten_after_the_backward_counts_as_it_was(spoil, group, s
     tracked = assert_style((build, train))
     assert not tracked.warned_of("train_loss")
     assert not tracked.warned_of("train_accuracy")
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_outputs_overwritten_before_the_backward_have_no_accuracy(factor):
+    """What was predicted is gone by then; the loss isn't."""
+
+    def train(notes, model, optimizer):
+        with notes.epoch():
+            for inputs in batches():
+                target = classes_for(inputs)
+                optimizer.zero_grad()
+                scores = model(inputs)
+                loss = F.cross_entropy(scores, target)
+                note_classes(notes, scores, target)
+                with torch.no_grad():
+                    scores[torch.arange(len(target)), target] = -1e9
+                (loss if factor == 1 else loss * factor).backward()
+                optimizer.step()
+
+    notes, parts = run_untracked((linear(), train))
+    tracked = run_tracked((linear(), train))
+    assert state_of(tracked.parts) == state_of(parts)
+    assert tracked.epochs[0].train_accuracy is None
+    assert_close(tracked.epochs[0].train_loss, notes.epochs[0].loss)
 
 
 @pytest.mark.parametrize("version_seen", [True, False])

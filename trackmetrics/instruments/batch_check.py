@@ -44,15 +44,17 @@ class _Yielded(NamedTuple):
 class BatchCheck:
     """Compares what a training's first step works on with the batches that were yielded before.
 
-    `targets_changed` and `inputs_changed` say what came out; they are asked between epochs, so that the device need not
-    wait inside one.
+    `targets_changed` and `given_others`, modules by identity, say what came out; they are asked between epochs, so
+    that the device need not wait inside one.
     """
 
     def __init__(self) -> None:
         self._batches: list[_Yielded] | None = []
         self._answers: list[_Answer] = []
         self._compared: tuple[torch.Tensor, list[torch.Tensor]] | None = None
-        self._inputs_changed = self._targets_changed = False
+        self._called: set[int] = set()
+        self._given_others: frozenset[int] = frozenset()
+        self._targets_changed = False
 
     @property
     def awaits_model(self) -> bool:
@@ -70,6 +72,7 @@ class BatchCheck:
         called = list(tensors_in([args, kwargs]))
         if not called or not all(map(_is_plain, called)) or next(module.parameters(), None) is None:
             return
+        self._called.add(id(module))
         for batch in self._batches or ():
             self._answers.extend(_handed_on(batch, called, kwargs))
 
@@ -84,19 +87,19 @@ class BatchCheck:
             self._compared = call.target.clone(), yielded
 
     def targets_changed(self) -> bool:
-        """Whether the call's targets were none of those yielded, nor the first of them; fetched once."""
+        """Whether the call's targets were none of those yielded, nor a part of them; fetched once."""
         if self._compared is not None:
             used, yielded = self._compared
             self._compared = None
-            self._targets_changed = not any(_begins_with(target, used) for target in yielded)
+            self._targets_changed = not any(_holds(target, used) for target in yielded)
         return self._targets_changed
 
-    def inputs_changed(self) -> bool:
-        """Whether no module was called with the inputs of any of the batches; fetched once."""
+    def given_others(self) -> frozenset[int]:
+        """The modules that were called, where none was with the inputs of any of the batches; fetched once."""
         if self._answers and self._batches is None:
             answers, self._answers = self._answers, []
-            self._inputs_changed = not any(map(bool, answers))
-        return self._inputs_changed
+            self._given_others = frozenset() if any(map(bool, answers)) else frozenset(self._called)
+        return self._given_others
 
 
 def _certain(answer: _Answer) -> bool:
@@ -146,7 +149,11 @@ def _same(tensor: torch.Tensor, other: torch.Tensor) -> _Answer:
     return equal.reshape(len(own), -1).all(1).any()
 
 
-def _begins_with(target: torch.Tensor, used: torch.Tensor) -> bool:
-    """Whether the values used are the target's own: all of it, or a first chunk of a batch that is trained in parts."""
+def _holds(target: torch.Tensor, used: torch.Tensor) -> bool:
+    """Whether the values used are the target's own: all of it, its beginning, or a chunk of a batch trained in parts."""
     values = used.reshape(-1).double().cpu()
-    return torch.equal(target.reshape(-1)[: values.numel()].double().cpu(), values)
+    own = target.reshape(-1).double().cpu()
+    length = len(values)
+    if length > 1 and len(own) % length == 0:
+        return bool((own.view(-1, length) == values).all(1).any())
+    return torch.equal(own[:length], values)

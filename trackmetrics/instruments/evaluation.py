@@ -38,7 +38,7 @@ def accuracy(model: torch.nn.Module, data: Any, pairing: Pairing) -> float:
     Raises `UnreadableError` or `PairingError` with the reason where the set can't be read or paired; whatever the
     model raises comes through. The training is left undisturbed.
     """
-    pairing.check_inputs()
+    pairing.check_inputs(model)
     with undisturbed(model, data):
         share = _accuracy(model, open_source(data), pairing)
     if share is None:

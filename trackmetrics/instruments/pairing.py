@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from .criteria import Call, class_dimension
+from .discovery import unwrapped
 
 
 class PairingError(Exception):
@@ -23,7 +24,8 @@ class Pairing:
     `kind`, `function` and `threshold` are its criterion's; `classes` how many classes it scored, and
     `classes_last` whether they lay next to each other in memory, as a model's output has them before it is
     transposed for the criterion; `targets` how many targets it had, in `target_dimensions` dimensions.
-    `inputs_changed` and `targets_changed` say that the loop makes others of those that its loader yields.
+    `targets_changed` says that the loop makes others of those that its loader yields; `given_others` are modules, by
+    identity, for which it does so with inputs.
     """
 
     kind: str
@@ -35,7 +37,7 @@ class Pairing:
     targets: int
     target_dimensions: int
     soft: bool
-    inputs_changed: bool = False
+    given_others: frozenset[int] = frozenset()
     targets_changed: bool = False
 
     @staticmethod
@@ -60,9 +62,9 @@ class Pairing:
         """Whether this kind of training has an accuracy at all: regression has none."""
         return self.kind in ("classes", "binary")
 
-    def check_inputs(self) -> None:
-        """Raise `PairingError` where a set's inputs, as they are, aren't what the model is trained on."""
-        if self.inputs_changed:
+    def check_inputs(self, model: torch.nn.Module) -> None:
+        """Raise `PairingError` where a set's inputs, as they are, aren't what a model is trained on."""
+        if not self.given_others.isdisjoint((id(model), id(unwrapped(model)))):
             raise PairingError("the loop's inputs are not those that its loader yields: it changes them on the way")
 
     def judge(self, output: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

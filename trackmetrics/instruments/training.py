@@ -90,7 +90,7 @@ class Training(events.Listener):
             return None
         return replace(
             pairing,
-            inputs_changed=self._spare_check(self._check.inputs_changed, otherwise=False),
+            given_others=self._spare_check(self._check.given_others, otherwise=frozenset()),
             targets_changed=self._spare_check(self._check.targets_changed, otherwise=False),
         )
 

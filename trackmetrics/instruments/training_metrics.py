@@ -55,6 +55,11 @@ class _Backward:
         judged = self.judged
         return next(iter(self.calls if judged == [] else judged or []), None)
 
+    @property
+    def first(self) -> Call | None:
+        """Of those like the chosen one, the call that was made first: a backward comes to it last."""
+        return None if self.chosen is None else (self.judged or self.calls)[-1]
+
 
 class TrainingMetrics:
     """Collects an epoch's training loss and accuracy.
@@ -153,7 +158,7 @@ class TrainingMetrics:
         self.reached.clear()
         if self._on_first is not None and counts:
             on_first, self._on_first = self._on_first, None
-            on_first(self._judged_last)
+            on_first(self._backwards[-1].first)
 
     def _settle_differentiated(self) -> None:
         """Settle what `torch.autograd.grad` reached: its gradients may be the step's, set by hand."""
