@@ -194,7 +194,7 @@ def _accuracy_of(net, train, losses, batches):
     return run.record.epochs[0].dev_accuracy, toy.accuracy(net, batches)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.trace. is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace.*is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("losses", LOOPS)
 def test_inputs_that_are_not_changed_raise_no_alarm(losses):
     """However the loop comes to call the model with them."""

@@ -150,7 +150,7 @@ def _same(tensor: torch.Tensor, other: torch.Tensor) -> _Answer:
 
 
 def _holds(target: torch.Tensor, used: torch.Tensor) -> bool:
-    """Whether the values used are the target's own: all of it, its beginning, or a chunk of a batch trained in parts."""
+    """Whether the values used are the target's own: all of it, its beginning, or a chunk of it."""
     values = used.reshape(-1).double().cpu()
     own = target.reshape(-1).double().cpu()
     length = len(values)

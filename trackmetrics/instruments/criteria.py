@@ -115,7 +115,7 @@ class Made(NamedTuple):
     @staticmethod
     def of(criterion: Criterion, arguments: tuple[Any, ...], result: torch.Tensor) -> Made:
         """Note a call that has just been made."""
-        versions = version_of(arguments[0]), version_of(arguments[1])
+        versions = _versions(arguments[0], arguments[1])
         edge = result.grad_fn, result.output_nr
         return Made(criterion, arguments, result, version_of(result), result.detach().clone(), edge, versions)
 
@@ -188,7 +188,7 @@ class Call:
 
     def overwritten(self) -> bool:
         """Whether output or target changed since the call: a buffer that the user fills again."""
-        return (version_of(self.input), version_of(self.target)) != self.versions
+        return _versions(self.input, self.target) != self.versions
 
     def gave(self, roots: Sequence[Any]) -> bool:
         """Whether a backward was called on the call's own result, as it was."""
@@ -207,6 +207,13 @@ class Call:
 
 
 _NOTHING = torch.empty(0)
+
+
+def _versions(output: torch.Tensor, target: torch.Tensor) -> tuple[int, int]:
+    try:
+        return output._version, target._version
+    except RuntimeError:
+        return version_of(output), version_of(target)
 
 
 def version_of(tensor: torch.Tensor) -> int:

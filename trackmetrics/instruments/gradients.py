@@ -178,8 +178,12 @@ class Gradients:
 
     def norms(self, keys: Collection[int] | None = None) -> list[torch.Tensor]:
         """Tensors of norms whose squares sum to that of the gradient of `keys`; of all of it without `keys`."""
-        norms = [norm for group in self._plan.groups for norm in group.norms(keys)]
-        norms += [norm for key, norm in self._norms.items() if keys is None or key in keys]
+        norms: list[torch.Tensor] = []
+        for group in self._plan.groups:
+            norms += group.norms(keys)
+        for key, norm in self._norms.items():
+            if keys is None or key in keys:
+                norms.append(norm)
         return norms if self._scale is None else [norm / self._scale.to(norm.device) for norm in norms]
 
 

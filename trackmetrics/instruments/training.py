@@ -216,7 +216,8 @@ class Training(events.Listener):
             if self.on_steps is not None:
                 self._steps.between_backwards()
                 self.on_steps()
-            self._training_goes_on()
+            if self._own.holds_any:
+                self._spare_own(self._own.training_goes_on)
             self._steps.backward_begins(roots, inputs, retains, events.live_runs() == 1)
 
     def backward_ended(self, completed: bool) -> None:
@@ -229,12 +230,9 @@ class Training(events.Listener):
         if self.active and not self._spare_steps.broken:
             if self.on_steps is not None and self._steps.before_optimizer(optimizer):
                 self.on_steps()
-            self._training_goes_on()
+            if self._own.holds_any:
+                self._spare_own(self._own.training_goes_on)
             self._steps.optimizer_steps(optimizer, takes_closure)
-
-    def _training_goes_on(self) -> None:
-        if self._own.holds_any:
-            self._spare_own(self._own.training_goes_on)
 
     def optimizer_stepped(self, optimizer: torch.optim.Optimizer) -> None:
         if self.active and not self._spare_steps.broken:
