@@ -141,6 +141,22 @@ def test_unreduced_losses_that_backward_is_called_on(backward):
     assert_style((linear(), train))
 
 
+def test_unreduced_losses_whose_backward_is_handed_a_mask():
+    """A target whose factor is nought is masked, as one that the loop takes out."""
+
+    def train(notes, model, optimizer):
+        with notes.epoch():
+            for inputs in batches():
+                optimizer.zero_grad()
+                scores, target = model(inputs), classes_for(inputs)
+                mask = torch.arange(len(inputs)) % 2 == 0
+                note_classes(notes, scores[mask], target[mask])
+                F.cross_entropy(scores, target, reduction="none").backward(mask.float())
+                optimizer.step()
+
+    assert_style((linear(), train))
+
+
 def test_a_single_prediction_without_a_batch():
     """`nll_loss` of one row of scores `[C]` and a target without dimensions, as a loop over examples calls it."""
 

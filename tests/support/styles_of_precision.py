@@ -245,8 +245,7 @@ def in_type(dtype, factor, size):
     return build
 
 
-# product fault: float32 gradients of at most 1024 or more than 16384 elements are squared in float32, where 1e22 is
-# infinite and 1e-26 nothing; those in between are summed in float64 and right (gradient_norm._SHORT, _norm_in_rows).
+# Float32 gradients beyond 1e19 or below 1e-19 leave the range of their squares, and are none of these.
 for dtype, factor, size in (
     (torch.float16, 20011.0, 8),  # a square overflows float16, and the norm does
     (torch.float16, 2003.0, 64),
@@ -274,6 +273,33 @@ for dtype, factor, size in (
                 model(inputs).sum().abs().mul(factor).backward()
                 notes.norm(math.sqrt(sum(abs(complex(value)) ** 2 for value in model.weight.grad.flatten().tolist())))
                 optimizer.step()
+
+
+@style(in_type(torch.float32, 1.0, 8))
+def a_model_of_another_type_from_step_to_step(notes, model, optimizer, factor):
+    with notes.epoch():
+        for dtype in (torch.bfloat16, torch.float32, torch.float64, torch.float16):
+            optimizer.zero_grad()
+            model.to(dtype)
+            (model(torch.ones(1, 8, dtype=dtype)).sum() / 3).backward()
+            notes.step(model.parameters())
+            optimizer.step()
+
+
+def resized():
+    model = nn.ParameterList([torch.ones(1), torch.ones(4)])
+    return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+@style(resized)
+def a_parameter_of_another_size_from_step_to_step(notes, model, optimizer):
+    with notes.epoch():
+        for size in (7, 1, 5):
+            optimizer.zero_grad()
+            model[0].data = torch.ones(size)
+            (model[0].sum() * 3 + model[1].sum()).backward()
+            notes.step(model.parameters())
+            optimizer.step()
 
 
 def mixed_types():
