@@ -206,8 +206,7 @@ class Assessment:
             self._notices.say(key, f"{key} is null: {self._why_no_model()}; {_WATCH}")
             return None
         if evaluate is None and pairing is None:
-            reason = self._training.metrics_fault or "no criterion of torch.nn.functional was seen in training"
-            self._notices.say(key, f"{key} is null: {reason}; {mend}")
+            self._notices.say(key, f"{key} is null: {self._training.why_unpaired}; {mend}")
             return None
         if not candidates and (evaluate is None or role == "train"):
             named = "train, train_loader" if role == "train" else "dev, val_loader"

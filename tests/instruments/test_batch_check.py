@@ -8,7 +8,7 @@ import torch
 import torch._dynamo.eval_frame
 import toy
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from trackmetrics import Tracker, TrackmetricsWarning
 
@@ -48,6 +48,8 @@ KEEPING = {
     "flattened": lambda net, x, y: [F.cross_entropy(net(x).view(-1, 2), y.view(-1))],
     "in chunks": lambda net, x, y: [F.cross_entropy(net(a), b) for a, b in zip(x.chunk(2), y.chunk(2))],
     "copied": lambda net, x, y: [F.cross_entropy(net(x + 0.0), y)],
+    "joined with others": lambda net, x, y: [F.cross_entropy(net(torch.cat([x, -x])), torch.cat([y, 1 - y]))],
+    "joined with others first": lambda net, x, y: [F.cross_entropy(net(torch.cat([-x, x]))[-len(y) :], y)],
 }
 
 
@@ -59,6 +61,7 @@ def scaled_in_place(net, x, y):
 CHANGING_INPUTS = {
     "normalised": lambda net, x, y: [F.cross_entropy(net((x - x.mean()) / x.std()), y)],
     "normalised in place": scaled_in_place,
+    "normalised, reshaped": lambda net, x, y: [F.cross_entropy(net((x / 2).view(-1, 2, 2).flatten(1)), y)],
     "by a module": lambda net, x, y: [F.cross_entropy(net(torch.nn.LayerNorm(4, elementwise_affine=False)(x)), y)],
     "cut": lambda net, x, y: [F.cross_entropy(net(F.pad(x[:, :3], (0, 1))), y)],
 }
@@ -103,13 +106,19 @@ NAMED = {
     "beside a mask": (lambda net, batch: net(batch["features"], torch.ones(4)), False),
     "changed, by name": (lambda net, batch: net(features=batch["features"] * 2), True),
     "changed, by place": (lambda net, batch: net(batch["features"] * 2), True),
+    "changed beside a mask, by name": (
+        lambda net, batch: net(features=batch["features"] * 2, mask=batch["mask"]),
+        True,
+    ),
+    "changed beside a mask, by place": (lambda net, batch: net(batch["features"] * 2, batch["mask"]), True),
 }
 
 
 @pytest.mark.parametrize(("call", "changed"), NAMED.values(), ids=NAMED)
 def test_the_inputs_of_dicts_are_compared_by_name(call, changed):
     """What the model takes of a dict's values, under their names or in order."""
-    train = DataLoader([{"features": x, "labels": y} for x, y in toy.examples(24)], 8)
+    pairs = toy.examples(24)
+    train = DataLoader([{"mask": torch.ones(4), "features": x, "labels": y} for x, y in pairs], 8)
     net = Masked(4, 2)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with warnings.catch_warnings():
@@ -179,6 +188,32 @@ LOOPS = [
     by_method, drawn_ahead, after_another_forward, example_by_example, the_second_half_first, after_a_transformation,
     traced_first,
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_another_model_that_is_given_the_inputs_says_nothing_for_this_one(changed):
+    """A teacher sees the raw inputs, the student what the loop makes of them."""
+    teacher, net, train = toy.model().requires_grad_(False), toy.model(), toy.loader()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with Tracker("t", train=train, dev=train) as run:
+        run.watch(net)
+        with warnings.catch_warnings(), run.epoch():
+            for x, y in train:
+                optimizer.zero_grad()
+                hints = teacher(x)
+                scores = net(x / 2 if changed else x)
+                (F.cross_entropy(scores, y) + (scores - hints).square().mean()).backward()
+                optimizer.step()
+        warnings.simplefilter("ignore", TrackmetricsWarning)
+    assert run.record.epochs[0].dev_accuracy == (None if changed else toy.accuracy(net, train))
+
+
+def test_a_backward_without_a_criterion_before_the_first_with_one():
+    """A penalty of its own, say: what the model is trained on is known from the criterion."""
+    penalty_first = lambda net, x, y: [net.weight.square().sum(), F.cross_entropy(net(x), 1 - y)]  # noqa: E731
+    accuracy, said, _ = _run(penalty_first, toy.loader())
+    assert accuracy is None
+    assert said
 
 
 def _accuracy_of(net, train, losses, batches):
@@ -269,9 +304,30 @@ def test_batches_that_cant_be_compared_cost_nothing(inputs):
     assert run.record.epochs[0].train_accuracy is not None
 
 
+@pytest.mark.parametrize(
+    "collate",
+    [lambda pairs: (*default_collate(pairs), None), lambda pairs: dict(zip("ab", default_collate(pairs)))],
+    ids=["three parts", "names unknown"],
+)
+def test_batches_that_cant_be_taken_apart_are_none_of_the_checks_business(collate):
+    """A loop that knows its own batches, and evaluates by itself, is told nothing."""
+    train, net = DataLoader(toy.examples(24), 8, collate_fn=collate), toy.model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", TrackmetricsWarning)
+        with Tracker("t", train=train, dev=train, evaluate=lambda model, data: 0.5) as run, run.epoch():
+            for batch in train:
+                x, y, *_ = batch.values() if isinstance(batch, dict) else batch
+                optimizer.zero_grad()
+                F.cross_entropy(net(x), y).backward()
+                optimizer.step()
+    assert run.record.epochs[0].dev_accuracy == 0.5
+    assert not [item for item in caught if "loader's batches" in str(item.message)]
+
+
 def test_batches_are_let_go_without_a_criterion_too():
     """A loss by hand is judged by no call; nothing is kept for one."""
-    train, net = toy.loader(), toy.model()
+    train, net = toy.loader(96), toy.model()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TrackmetricsWarning)
         with Tracker("t", train=train) as run, run.epoch():

@@ -17,7 +17,11 @@ from metrics_by_hand import (
     note_classes,
     training,
 )
-from oracle import one_thread  # noqa: F401  a fixture
+from oracle import (
+    assert_close,
+    one_thread,  # noqa: F401  a fixture
+    tracking,
+)
 from torch import nn
 from torch.nn.functional import cross_entropy as imported_by_name
 
@@ -155,6 +159,60 @@ def test_unreduced_losses_whose_backward_is_handed_a_mask():
                 optimizer.step()
 
     assert_style((linear(), train))
+
+
+PARTS = {
+    "target by target": lambda losses: [loss / len(losses) for loss in losses],
+    "in halves": lambda losses: [half.sum() / len(losses) for half in losses.chunk(2)],
+    "masked halves": lambda losses: [half[::2].sum() / len(losses[::2]) for half in losses.chunk(2)],
+}
+
+
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
+def test_unreduced_losses_differentiated_in_parts(parts):
+    """Several backwards, each through a part of the losses, are one mean over all that they reached."""
+
+    def train(notes, model, optimizer):
+        with notes.epoch():
+            for inputs in batches(8, 8, 4):
+                optimizer.zero_grad()
+                scores, target = model(inputs), classes_for(inputs)
+                step = 2 if parts is PARTS["masked halves"] else 1
+                note_classes(notes, scores[::step], target[::step])
+                for part in parts(F.cross_entropy(scores, target, reduction="none")):
+                    part.backward(retain_graph=True)
+                optimizer.step()
+
+    assert_style((linear(), train))
+
+
+def test_large_unreduced_losses_differentiated_in_parts_are_null():
+    """They were counted when the first backward was over, before the others told which targets count."""
+    targets, scores = torch.zeros(64, dtype=torch.long), torch.nn.Parameter(torch.zeros(64, 300))
+    optimizer = torch.optim.SGD([scores], lr=0.1)
+    with tracking() as tracked, tracked.run.epoch():
+        for part in F.cross_entropy(scores, targets, reduction="none").chunk(2):
+            part.sum().backward(retain_graph=True)
+        optimizer.step()
+    assert tracked.epochs[0].train_loss is None
+    assert tracked.epochs[0].train_accuracy is None
+    for key in ("train_loss", "train_accuracy"):
+        (message,) = tracked.warned_of(key)
+        assert "each through a part of it" in message
+
+
+def test_a_penalty_on_the_gradient_of_a_large_unreduced_loss_counts_it_once():
+    """What `torch.autograd.grad` went through before is no part of the step's backward."""
+    targets, scores = torch.arange(64) % 3, torch.nn.Parameter(torch.randn(64, 300))
+    optimizer = torch.optim.SGD([scores], lr=0.1)
+    with tracking() as tracked, tracked.run.epoch():
+        losses = F.cross_entropy(scores, targets, reduction="none")
+        mean = losses.mean().item()
+        (gradient,) = torch.autograd.grad(losses.sum(), scores, create_graph=True)
+        F.mse_loss(gradient, gradient.detach())
+        (losses.mean() + 0 * gradient.square().sum()).backward()
+        optimizer.step()
+    assert_close(tracked.epochs[0].train_loss, mean)
 
 
 def test_a_single_prediction_without_a_batch():

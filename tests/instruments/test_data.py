@@ -338,9 +338,7 @@ def test_a_run_leaves_alone_what_it_cant_read(name):
     assert reason in message
 
 
-# product fault: model and data are held in a cycle by the run (Assessment._arguments, _train, _dev, _model and its
-# options, beside Engine and its guards), so that they stay until the garbage collector comes by, and as long as the
-# `Tracker` is kept. A loader with workers that stay then takes 5 seconds a worker to end them.
+# A loader whose workers persist takes seconds a worker to end where the garbage collector is what ends it.
 @pytest.mark.parametrize("keep", [True, False], ids=["the run kept", "the run dropped"])
 def test_a_finished_run_lets_go_of_model_and_data(keep):
     """When the loop has let go of model and sets, they are gone, at once and without the garbage collector."""

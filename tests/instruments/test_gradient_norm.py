@@ -118,8 +118,6 @@ def test_median_is_over_the_finite_steps(norms, middle):
     assert tracked.norms["non_finite_steps"] == sum(not math.isfinite(norm) for norm in norms)
 
 
-# product fault: the reason is "no backward was seen in the epoch" (assessment._say_what_is_missing); backwards were
-# seen, and what is missing is a step of the optimizer that owns what they trained.
 def test_an_optimizer_that_never_steps_is_named():
     """Backwards into an optimizer's parameters that it never applies: null, and the reason says that it never did."""
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import toy
 from metrics_by_hand import (
     CLASSES,
     WEIGHTS,
@@ -863,6 +864,21 @@ def test_buffers_filled_again_after_autograd_grad(stepped_by):
     assert [("overwritten" in message) for message in tracked.warned_of("train_accuracy")] == [True] * (
         stepped_by == "hand"
     )
+
+
+def test_a_criterion_that_is_called_twice_is_named_as_the_reason():
+    """Examples that are mixed have two targets each: which of them is the one to predict isn't known."""
+    net, train = toy.model(), toy.loader()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with tracking(train=train, dev=train) as tracked, tracked.run.epoch():
+        for x, y in train:
+            optimizer.zero_grad()
+            scores = net(0.7 * x + 0.3 * x.roll(1, 0))
+            (0.7 * F.cross_entropy(scores, y) + 0.3 * F.cross_entropy(scores, y.roll(1))).backward()
+            optimizer.step()
+    for key in ("train_accuracy", "dev_accuracy"):
+        (message,) = tracked.warned_of(key)
+        assert "several criterion calls with class targets fed one backward" in message
 
 
 # NaN

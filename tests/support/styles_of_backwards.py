@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracle import global_norm
+from styles_of_closures import lbfgs
 from styles_shared import batches, loss_of, net, plain, sgd, style
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -215,6 +216,69 @@ def adversarial_examples_whose_backward_reaches_inputs_alone(notes, model, optim
             optimizer.step()
 
 
+def attacked_by_hand(model, inputs, targets):
+    """Inputs, moved up the loss by a backward that reaches nothing else."""
+    inputs = inputs.clone().requires_grad_()
+    F.cross_entropy(model(inputs), targets).backward(inputs=[inputs])
+    return (inputs + 0.1 * inputs.grad.sign()).detach()
+
+
+@style(lbfgs)
+def adversarial_examples_and_a_closure(notes, model, optimizer):
+    """The attack on the first batch comes before anything tells that there is an optimizer."""
+    with notes.epoch():
+        for inputs, targets in batches():
+            attacked, evaluations = attacked_by_hand(model, inputs, targets), []
+
+            def closure(batch=(attacked, targets), evaluations=evaluations):
+                optimizer.zero_grad()
+                loss = loss_of(model, batch)
+                loss.backward()
+                if not evaluations:
+                    notes.step(model.parameters())
+                evaluations.append(loss)
+                return loss
+
+            optimizer.step(closure)
+
+
+@style(sgd)
+def adversarial_examples_and_a_step_that_is_skipped(notes, model, optimizer):
+    """A skipped step before the first that is taken stays one."""
+    scales = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    with notes.epoch():
+        for number, (inputs, targets) in enumerate(batches()):
+            batch = attacked_by_hand(model, inputs, targets), targets
+            optimizer.zero_grad()
+            scales.scale(loss_of(model, batch) * (math.inf if number == 0 else 1)).backward()
+            notes.step(model.parameters(), scales.get_scale()) if number else notes.skipped()
+            scales.step(optimizer)
+            scales.update()
+
+
+def beside_an_idle_optimizer():
+    return net(), torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+
+
+for often in (True, False):
+
+    @style(beside_an_idle_optimizer, f"no_optimizer_but_an_idle_one-{'always' if often else 'at_end'}")
+    def beside_an_idle_one(notes, model, idle, often=often):
+        """One that is stepped for its scheduler's sake, say: it says nothing of what is trained by hand."""
+        for _ in range(2):
+            with notes.epoch():
+                for batch in batches():
+                    model.zero_grad()
+                    loss_of(model, batch).backward()
+                    notes.step(model.parameters())
+                    with torch.no_grad():
+                        for parameter in model.parameters():
+                            parameter.sub_(0.1 * parameter.grad)
+                    if often:
+                        idle.step()
+                idle.step()
+
+
 @style(sgd)
 def adversarial_examples_through_a_frozen_model(notes, model, optimizer):
     for _ in range(2):
@@ -277,8 +341,6 @@ for zeroes in (True, False):
             handle.remove()
 
 
-# product fault: the end of the backward closes the step that optimizers took inside it, and an optimizer that steps
-# after it is a step of its own, measured after its clipping (steps.backward_ended, `_stepped_inside`).
 def partly_inside():
     model = net()
     return model, torch.optim.SGD(model[0].parameters(), lr=0.1), torch.optim.SGD(model[4].parameters(), lr=0.1)

@@ -241,9 +241,7 @@ def model_and_optimizer_copied_while_training(notes, model, optimizer):
         model, optimizer = copy.deepcopy((model, optimizer))
 
 
-# product fault: an optimizer that was copied or unpickled ran no constructor, and is unknown until it steps: its first
-# step is measured then, after the clipping (events.py listens to Optimizer.__init__; copy.deepcopy and pickle both go
-# through Optimizer.__setstate__).
+# An optimizer that was copied or unpickled ran no constructor; both ways go through `Optimizer.__setstate__`.
 for name, again in {
     "copied": copy.deepcopy,
     "unpickled": lambda parts: pickle.loads(pickle.dumps(parts)),

@@ -82,8 +82,6 @@ for kind, optimizer in {"sgd": torch.optim.SGD, "fused_adam": fused_adam}.items(
                         scales.update()
                         optimizer.zero_grad()
 
-        # product fault: with no backward between them, a step that the scaler skips is taken for a part of the step
-        # before it, and isn't counted (steps.before_optimizer knows an optimizer's second time, scaler_steps doesn't).
         @style(with_(optimizer), f"scaled_gradients_set_by_hand-{kind}{'-unscale_' if explicit else ''}")
         def set_by_hand(notes, model, optimizer, explicit=explicit):
             """The scaler's factor is out of them when the optimizer applies them, and out of the norm."""

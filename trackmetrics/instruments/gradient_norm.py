@@ -177,8 +177,8 @@ class GradientNorm:
         return True
 
     def forget_steps(self) -> None:
-        """Take back the epoch's steps."""
-        self._waiting, self._totals, self._skipped = [], [], 0
+        """Take back the epoch's steps, but for those that were skipped."""
+        self._waiting, self._totals = [], []
 
     def _fold(self) -> None:
         """Make the norms of the steps that wait, and one tensor of all norms so far."""

@@ -150,13 +150,11 @@ class Steps:
         """An optimizer steps."""
         if id(optimizer) in self._stepped:
             self.before_optimizer(optimizer)
-        if self._by_hand:
-            self._spare_norm(self._were_probes, optimizer)
         self._heard_any = True
         self._scaler_waits = False
         if self._depth > 0:
             self._stepped_inside = True
-            self._spare_norm(self.norm.measure_inside, optimizer, self._scale)
+            self._spare_norm(self._include_inside, optimizer)
             return
         if self.metrics.reached:
             self._spare_metrics(self.metrics.optimizer_steps)
@@ -169,14 +167,30 @@ class Steps:
         """Count the gradients that an optimizer applies; those that a closure is about to bring, when it has."""
         self.parameters.add_optimizer(optimizer)
         if not takes_closure:
-            self.norm.include(optimizer)
+            self._include_brought(optimizer)
+
+    def _include_brought(self, optimizer: torch.optim.Optimizer) -> None:
+        """Count the gradients that there are."""
+        if self._by_hand:
+            self._were_probes(optimizer)
+        self.norm.include(optimizer)
+
+    def _include_inside(self, optimizer: torch.optim.Optimizer) -> None:
+        """Count the gradients that an optimizer applies while the backward goes on."""
+        if self._by_hand:
+            self._were_probes(optimizer)
+        self.norm.measure_inside(optimizer, self._scale)
 
     def _were_probes(self, optimizer: torch.optim.Optimizer) -> None:
         """Take back the steps before the first that an optimizer takes, unless it owns what was trained in them.
 
-        They were backwards to something else, such as the inputs of an adversarial attack.
+        They were backwards to something else, such as the inputs of an adversarial attack. An optimizer with no
+        gradient to apply trains nothing, and tells nothing.
         """
-        if self._by_hand == self._of_epoch and self._trained_by_hand.isdisjoint(map(id, parameters_of(optimizer))):
+        parameters = parameters_of(optimizer)
+        if all(parameter.grad is None for parameter in parameters):
+            return
+        if self._by_hand == self._of_epoch and self._trained_by_hand.isdisjoint(map(id, parameters)):
             self.norm.forget_steps()
             self.parameters.forget(self._trained_by_hand)
             self._count -= self._by_hand
@@ -192,7 +206,7 @@ class Steps:
         """That evaluation is over; the first one's gradients are the step's."""
         self._closures -= 1
         if completed and self._closures == 0 and self._evaluations == 1:
-            self._spare_norm(self.norm.include, optimizer)
+            self._spare_norm(self._include_brought, optimizer)
 
     def optimizer_stepped(self, optimizer: torch.optim.Optimizer) -> None:
         """That optimizer's step is over."""
@@ -241,7 +255,7 @@ class Steps:
         self._of_epoch, self._by_hand, self._trained_by_hand = 0, 0, set()
 
     def _end(self) -> None:
-        by_hand = self._without_optimizer and not self._stepped
+        by_hand = self._without_optimizer and not self._spare_norm(lambda: self.norm.included)
         if by_hand:
             self._spare_norm(self.norm.include_all)
         self._stepped = set()

@@ -95,6 +95,11 @@ class Training(events.Listener):
         )
 
     @property
+    def why_unpaired(self) -> str:
+        """Why there is no `pairing`."""
+        return self.metrics_fault or self._metrics.why_unpaired
+
+    @property
     def criterion(self) -> dict[str, Any] | None:
         """Name and settings of the observed criterion."""
         return self._metrics.criterion
@@ -196,9 +201,9 @@ class Training(events.Listener):
         """A backward may come to this call, or none: then it may be an evaluation."""
         self._spare_own(self._own.call_followed, call)
 
-    def _first_step(self, call: Call | None) -> None:
-        """The training's first backward is over."""
-        self._spare_check(self._check.step_taken, call)
+    def _first_step(self, call: Call | None) -> bool:
+        """One of the training's first backwards is over; say whether that was enough of them."""
+        return bool(self._spare_check(self._check.step_taken, call, otherwise=True))
 
     def differentiates(self) -> None:
         if self.active:

@@ -21,6 +21,8 @@ from .tally import Tally
 from .trained_parameters import Root
 
 _OVERWRITTEN = "the outputs or targets were overwritten before the backward ended"
+_SEVERAL = "several criterion calls with class targets fed one backward"
+_IN_PARTS = "several backwards went through one loss without a reduction, each through a part of it"
 
 
 @dataclass(slots=True)
@@ -66,13 +68,15 @@ class TrainingMetrics:
 
     Both are fetched with `take`; `loss_fault` and `accuracy_fault` say, where one is missing, why. `pairing` is how
     the last training call paired output with target. `on_followed` is told each call of which it isn't known yet
-    whether a backward comes to it; `on_first` the call that the first backward was judged by, or that there was none.
+    whether a backward comes to it; `on_first`, until it says that this is enough, the call that a backward was judged
+    by, or that there was none.
     """
 
-    def __init__(self, on_followed: Callable[[Call], None], on_first: Callable[[Call | None], None]) -> None:
+    def __init__(self, on_followed: Callable[[Call], None], on_first: Callable[[Call | None], bool]) -> None:
         self._on_followed = on_followed
-        self._on_first: Callable[[Call | None], None] | None = on_first
+        self._on_first: Callable[[Call | None], bool] | None = on_first
         self._judged_last: Call | None = None
+        self._any_calls = False
         self._results = ReachHooks()
         self.reached: dict[Call, None] = {}
         # In a plain loop a call is followed by a backward from its very result; then that is all there is to know.
@@ -124,11 +128,16 @@ class TrainingMetrics:
 
     def _reach(self, call: Call, gradient: torch.Tensor | None) -> None:
         if call.reduction == "none" and gradient is not None:
-            call.factor = gradient.detach()
+            if call.tallied is not None and any(call in backward.calls for backward in self._backwards):
+                # too large to have waited for what another backward brings
+                self.loss_fault = self.accuracy_fault = _IN_PARTS
+            call.factor = gradient.detach() if call.factor is None else call.factor + gradient
         self.reached[call] = None
 
     def backward_begins(self, roots: tuple[Root, ...], retains: bool) -> None:
         """Forget what `torch.autograd.grad` reached: the step has a backward of its own."""
+        for call in self.reached:
+            call.factor = None
         self.reached.clear()
         self._differentiated.clear()
         self._in_backward = True
@@ -156,9 +165,8 @@ class TrainingMetrics:
             self._plain = len(calls) == 1 and calls[0].gave(roots)
             self._backwards.append(self._settle(calls, _scalar(roots, scale)))
         self.reached.clear()
-        if self._on_first is not None and counts:
-            on_first, self._on_first = self._on_first, None
-            on_first(self._backwards[-1].first)
+        if self._on_first is not None and counts and self._on_first(self._backwards[-1].first):
+            self._on_first = None
 
     def _settle_differentiated(self) -> None:
         """Settle what `torch.autograd.grad` reached: its gradients may be the step's, set by hand."""
@@ -169,6 +177,7 @@ class TrainingMetrics:
 
     def _settle(self, calls: list[Call], scalar: torch.Tensor | None) -> _Backward:
         backward = _Backward(calls, scalar)
+        self._any_calls |= bool(calls)
         chosen = backward.chosen
         if chosen is not None and not chosen.settled:
             self._judged_last = chosen
@@ -245,7 +254,7 @@ class TrainingMetrics:
         judged: dict[Call, None] = {}
         for backward in backwards:
             if backward.judged is None:
-                self.accuracy_fault = "several criterion calls with class targets fed one backward"
+                self.accuracy_fault = _SEVERAL
                 return []
             judged |= dict.fromkeys(backward.judged)
         return list(judged)
@@ -258,6 +267,11 @@ class TrainingMetrics:
         if self._judged_last is None:
             return None
         return Pairing.of(self._judged_last)
+
+    @property
+    def why_unpaired(self) -> str:
+        """Why there is no `pairing`."""
+        return _SEVERAL if self._any_calls else "no criterion of torch.nn.functional was seen in training"
 
     @property
     def criterion(self) -> dict[str, Any] | None:
@@ -283,8 +297,9 @@ class TrainingMetrics:
         self.__init__(self._on_followed, _unheard)  # type: ignore[misc]
 
 
-def _unheard(call: Call | None) -> None:
+def _unheard(call: Call | None) -> bool:
     """Nobody is told any more."""
+    return True
 
 
 def _scalar(roots: tuple[Root, ...], scale: torch.Tensor | None) -> torch.Tensor | None:
