@@ -15,8 +15,6 @@ import toy
 from trackmetrics import Tracker, TrackmetricsError, load_run, tracked_training, tracker
 from trackmetrics.errors import ArgumentError, InvalidNameError, OutputError, PathInUseError, RunStateError
 
-pytestmark = pytest.mark.filterwarnings("ignore:final_inference.attention_weights")
-
 
 def file_of(part, folder="output"):
     return Path(folder) / f"{part}_training_metrics.json"

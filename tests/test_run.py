@@ -23,7 +23,6 @@ from trackmetrics.instruments.gradient_norm import GradientNorm
 from trackmetrics.instruments.trained_parameters import TrainedParameters
 from trackmetrics.instruments.training_metrics import TrainingMetrics
 
-no_attention = pytest.mark.filterwarnings("ignore:final_inference.attention_weights")
 FILE = Path("output/t_training_metrics.json")
 
 
@@ -62,7 +61,6 @@ def test_an_ended_run_refuses_epochs():
         pass
 
 
-@no_attention
 def test_a_script_without_a_function_opens_a_run_itself():
     """`with Tracker(...)` finds model and data among the names around it."""
     model = toy.model()
@@ -110,7 +108,6 @@ def test_a_module_level_script_is_tracked(tmp_path):
     assert done.stdout == ""
 
 
-@no_attention
 def test_step_counting_loops_get_a_record_each_n_steps():
     """`epochs(every=4)` over 10 steps gives records of 4, 4 and 2 steps, each with its own figures."""
     model, train, dev = toy.model(), toy.loader(80, batch_size=8), toy.loader(8, seed=1)
@@ -123,7 +120,6 @@ def test_step_counting_loops_get_a_record_each_n_steps():
     assert all(epoch.dev_accuracy is not None for epoch in run.record.epochs)
 
 
-@no_attention
 def test_no_empty_record_follows_a_whole_number_of_steps():
     """Eight steps, four a record: two records, not a third without steps."""
     model, train = toy.model(), toy.loader(64)
@@ -147,7 +143,6 @@ def test_a_wrong_number_of_steps_is_refused(every):
 # Times
 
 
-@no_attention
 def test_times_come_from_the_monotonic_clock(clock):
     """The timestamp is the start in UTC; elapsed seconds add up from there, evaluation included."""
     train, dev = toy.loader(), toy.loader(8)
@@ -167,7 +162,6 @@ def test_times_come_from_the_monotonic_clock(clock):
 # What is said
 
 
-@no_attention
 def test_the_file_stands_whole_after_every_epoch():
     """Inside the second epoch the file already holds the first, with results still null."""
     model, train, dev = toy.model(), toy.loader(), toy.loader(8)
@@ -187,7 +181,6 @@ def test_the_file_stands_whole_after_every_epoch():
     assert len(dev) == 1
 
 
-@no_attention
 def test_what_the_user_logs_wins_and_follows():
     """A logged value replaces what was observed; other names follow the record's own keys, at full precision."""
     model, train, dev = toy.model(), toy.loader(), toy.loader(8)
@@ -232,7 +225,6 @@ def test_everything_missing_is_warned_of_once(recwarn):
     assert (record.train_loss, record.train_accuracy, record.dev_accuracy, record.gradient_norm) == (None,) * 4
 
 
-@no_attention
 def test_two_models_are_not_guessed_between_and_watch_decides():
     """Two models trained together: no dev accuracy, until the user says which one is meant."""
     first, second = toy.model(), torch.nn.Linear(2, 2)
@@ -258,7 +250,6 @@ def test_two_models_are_not_guessed_between_and_watch_decides():
     assert run.record.epochs[0].dev_accuracy == toy.accuracy(both, dev)
 
 
-@no_attention
 @pytest.mark.filterwarnings("ignore:final_results.train_accuracy")
 def test_evaluate_and_its_savings():
     """`evaluate=` replaces the pass and is called each second epoch; the final train pass can be saved."""
@@ -308,7 +299,6 @@ def test_finalize_replaces_the_final_inference():
     ("error", "state"),
     [(ValueError("bad"), "failed"), (KeyboardInterrupt(), "interrupted"), (SystemExit(2), "interrupted")],
 )
-@no_attention
 def test_an_exception_leaves_the_complete_epochs_and_its_name(error, state):
     """The epochs before it are in the file, with what ended the run; the one in progress isn't."""
     dev = toy.loader(8)
@@ -418,7 +408,6 @@ def test_a_disk_that_refuses_costs_a_save_not_the_training(monkeypatch):
     assert [path.name for path in FILE.parent.iterdir() if path.name.endswith(".tmp")] == []
 
 
-@no_attention
 def test_nothing_of_the_run_outlives_it():
     """The model is collected when the user drops it, although the run is kept; it pickles and has no hooks."""
     net, dev = toy.model(), toy.loader(8)
@@ -512,7 +501,6 @@ def test_two_heads_on_one_target_have_no_accuracy_anywhere():
     assert (run.record.epochs[0].train_accuracy, run.record.epochs[0].dev_accuracy) == (None, None)
 
 
-@no_attention
 def test_a_returned_average_of_the_weights_is_the_model_at_the_end():
     """Final results are those of the averaged model that the function returns; the epochs' are the trained one's."""
 
@@ -543,7 +531,6 @@ def test_evaluate_is_not_called_for_a_training_set_that_is_not_there():
     assert (run.record.final_results.train_accuracy, run.record.final_results.dev_accuracy) == (None, 0.5)
 
 
-@no_attention
 def test_labels_out_of_the_trainings_range_are_not_compared():
     """A list with labels from 1 beside a loop that shifts them to 0: null, and said, not a low accuracy."""
     net = toy.model()
@@ -563,7 +550,6 @@ def test_labels_out_of_the_trainings_range_are_not_compared():
 # What is shown
 
 
-@no_attention
 def test_progress_is_a_line_an_epoch_on_standard_error(capsys):
     """`progress=True` writes to standard error alone; by default, off a terminal, nothing is written at all."""
     dev = toy.loader(8)

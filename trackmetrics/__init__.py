@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .decorator import tracked_training
     from .errors import TrackmetricsError, TrackmetricsWarning
+    from .instruments.attention_capture import capture_attention
     from .metrics_file import load_run
     from .record import FinalInference, RunRecord
     from .run import Tracker, tracker
@@ -30,12 +31,14 @@ __all__ = [
     "TrackmetricsError",
     "TrackmetricsWarning",
     "__version__",
+    "capture_attention",
     "load_run",
     "tracked_training",
     "tracker",
 ]
 
 _HOMES = {
+    "capture_attention": "instruments.attention_capture",
     "FinalInference": "record",
     "RunRecord": "record",
     "Tracker": "run",

@@ -331,16 +331,16 @@ class Assessment:
     def _infer(self, found: Found) -> FinalInference:
         assert self._model is not None
         example = self._example(found)
-        inference, has_maps = final_inference.infer(
-            self._model, example, self._training.pairing, self._options.describe
+        inference, attention = final_inference.infer(
+            self._model, example, self._training.pairing, self._options.describe, self._options.attention
         )
-        if has_maps:
-            self.attention = {"source": "returned by the model", "num_layers": len(inference.attention_weights)}
-        else:
+        self.attention = attention.described
+        if attention.fault is not None:
+            layers = len(inference.attention_weights)
             self._notices.say(
                 "attention_weights",
-                "final_inference.attention_weights is []: the model returned no attention maps beside its output; "
-                "return them, or give `finalize=`",
+                f"final_inference.attention_weights {f'has only {layers} layers' if layers else 'is []'}: "
+                f"{attention.fault}; give `finalize=`, a function of model and example",
             )
         return inference
 

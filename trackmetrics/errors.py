@@ -34,6 +34,10 @@ class MetricsFileError(TrackmetricsError, ValueError):
     """A file that isn't a metrics file."""
 
 
+class AttentionError(TrackmetricsError, RuntimeError):
+    """Attention maps that can't be had of a model."""
+
+
 class TrackmetricsWarning(UserWarning):
     """A value that could not be had or written; training goes on."""
 

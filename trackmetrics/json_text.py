@@ -127,18 +127,48 @@ def non_finite(value: Any, pointer: str = "") -> dict[str, Any]:
         runs = {name: _runs(flags) for name, flags in _flags(value)}
         found = {name: run for name, run in runs.items() if run}
         return {pointer: found} if found else {}
-    if isinstance(value, dict):
-        members = [(key.replace("~", "~0").replace("/", "~1"), item) for key, item in value.items()]
-    elif isinstance(value, list):
-        members = [(str(index), item) for index, item in enumerate(value)]
-    elif isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         return {pointer: "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"}
-    else:
-        return {}
     entries: dict[str, Any] = {}
-    for key, item in members:
-        entries |= non_finite(item, f"{pointer}/{key}")
+    for place, item in _members(value, pointer):
+        entries |= non_finite(item, place)
     return entries
+
+
+def _members(value: Any, pointer: str) -> Iterator[tuple[str, Any]]:
+    """What an object or a list holds, each with the JSON pointer at which it stands."""
+    if isinstance(value, dict):
+        yield from ((f"{pointer}/{key.replace('~', '~0').replace('/', '~1')}", item) for key, item in value.items())
+    elif isinstance(value, list):
+        yield from ((f"{pointer}/{index}", item) for index, item in enumerate(value))
+
+
+def array_types(value: Any, pointer: str = "") -> Iterator[tuple[str, str]]:
+    """Say at which JSON pointer an array stands, and of which type.
+
+    >>> import numpy as np
+    >>> list(array_types({"maps": [np.zeros((2, 2), np.float32)]}))
+    [('/maps/0', 'float32')]
+    """
+    if isinstance(value, np.ndarray):
+        yield pointer, str(value.dtype)
+    for place, item in _members(value, pointer):
+        yield from array_types(item, place)
+
+
+def restore_arrays(plain: Any, types: dict[str, Any]) -> None:
+    """Make arrays of the lists that `array_types` describes, in place.
+
+    Raises `MetricsFileError` where one names no such list.
+    """
+    for pointer, kind in types.items():
+        try:
+            holder, key = _place(plain, pointer)
+            holder[key] = np.array(holder[key], dtype={"float32": np.float32, "float64": np.float64}[kind])
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise MetricsFileError(
+                f"/extensions/dtypes says that {shown(pointer)} is an array of {shown(kind)}; no such array is there"
+            ) from None
 
 
 def _flags(array: npt.NDArray[Any]) -> list[tuple[str, npt.NDArray[Any]]]:
@@ -168,18 +198,13 @@ def restore_non_finite(plain: Any, entries: Any) -> None:
 
 
 def _restore(plain: Any, pointer: str, entry: Any) -> None:
-    root, *parents, last = [part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")]
-    if root:
-        raise ValueError(pointer)
-    holder = plain
-    for part in parents:
-        holder = holder[_key(holder, part)]
+    holder, last = _place(plain, pointer)
     if isinstance(entry, str):
-        _put(holder, _key(holder, last), _NAMES[entry])
+        _put(holder, last, _NAMES[entry])
         return
     if not isinstance(entry, dict):
         raise TypeError(entry)
-    rows = _innermost_rows(holder[_key(holder, last)])
+    rows = _innermost_rows(holder[last])
     width = len(rows[0])
     for name, runs in entry.items():
         for start, length in runs:
@@ -187,6 +212,17 @@ def _restore(plain: Any, pointer: str, entry: Any) -> None:
                 raise IndexError(start)
             for index in range(start, start + length):
                 _put(rows[index // width], index % width, _NAMES[name])
+
+
+def _place(plain: Any, pointer: str) -> tuple[Any, Any]:
+    """What holds the place that a JSON pointer names, and its key in there."""
+    root, *parents, last = [part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")]
+    if root:
+        raise ValueError(pointer)
+    holder = plain
+    for part in parents:
+        holder = holder[_key(holder, part)]
+    return holder, _key(holder, last)
 
 
 def _put(holder: Any, key: Any, number: float) -> None:

@@ -12,12 +12,12 @@ import socket
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import filelock
-import numpy as np
 
 from .errors import MetricsFileError, OutputError, PathInUseError, shown
-from .json_text import decode, encode, non_finite, restore_non_finite
+from .json_text import array_types, decode, encode, non_finite, restore_arrays, restore_non_finite
 from .names import check_name
 from .record import FORMAT_VERSION, RunRecord, record_from_plain, record_to_plain, single_or_double
 
@@ -132,7 +132,7 @@ def encode_record(record: RunRecord) -> bytes:
     if widened.extensions is not None:
         given = {key: value for key, value in plain["extensions"].items() if key not in DESCRIBING_KEYS}
         plain["extensions"] = {"format_version": FORMAT_VERSION, **given}
-        described = {"dtypes": _dtypes(widened), "non_finite": non_finite(plain)}
+        described = {"dtypes": _dtypes(plain), "non_finite": non_finite(plain)}
         plain["extensions"] |= {key: value for key, value in described.items() if value}
     return encode(plain)
 
@@ -147,17 +147,14 @@ def _widened(record: RunRecord) -> RunRecord:
     return replace(record, final_inference=replace(inference, log_probs=log_probs, attention_weights=attention))
 
 
-def _dtypes(record: RunRecord) -> dict[str, str]:
-    """Which arrays are float32: their decimals are the shortest for that width, so a reader must know it."""
-    inference = record.final_inference
-    if inference is None:
-        return {}
-    arrays = {"log_probs": inference.log_probs, "attention_weights": inference.attention_weights}
-    return {
-        f"/final_inference/{key}": "float32"
-        for key, array in arrays.items()
-        if array is not None and array.size and array.dtype == np.float32
-    }
+def _dtypes(plain: dict[str, Any]) -> dict[str, str]:
+    """Which arrays are float32: their decimals are the shortest for that width, so a reader must know it.
+
+    Of the extensions all arrays are named: there, a list that is none may look the same.
+    """
+    inference = dict(array_types(plain["final_inference"], "/final_inference"))
+    single = {place: kind for place, kind in inference.items() if kind == "float32"}
+    return single | dict(array_types(plain["extensions"], "/extensions"))
 
 
 def load_run(path: str | os.PathLike[str]) -> RunRecord:
@@ -186,6 +183,9 @@ def _decode_record(text: bytes) -> RunRecord:
     extensions = plain.get("extensions") if isinstance(plain, dict) else None
     if isinstance(extensions, dict) and "non_finite" in extensions:
         restore_non_finite(plain, extensions["non_finite"])
+    if isinstance(extensions, dict) and isinstance(extensions.get("dtypes"), dict):
+        own = {place: kind for place, kind in extensions["dtypes"].items() if place.startswith("/extensions/")}
+        restore_arrays(plain, own)
     return record_from_plain(plain)
 
 

@@ -27,6 +27,7 @@ class OptionValues(TypedDict, total=False):
     final_train_accuracy: bool
     finalize: Callable[[Any, Any], Any] | None
     describe: Callable[[Any], str] | None
+    attention: Literal["mean", "heads", False]
     hyperparameters: Mapping[str, Any] | None
     progress: Literal["auto"] | bool
     extensions: bool
@@ -51,6 +52,8 @@ class Options:
         finalize: `finalize(model, example)`, in place of the final inference; returns a `FinalInference` or a dict of
             its three keys.
         describe: `describe(example) -> str`, the text for `example_input`.
+        attention: the final inference's attention maps: `"mean"` over heads, `"heads"` for each head's too, in the
+            extensions, False for none.
         hyperparameters: added to what is found, and wins: `{"model": {...}, "training": {...}}`; names outside the
             two are training parameters.
         progress: a line an epoch on standard error: `"auto"` on a terminal only, True, False.
@@ -70,6 +73,7 @@ class Options:
     final_train_accuracy: bool = True
     finalize: Callable[[Any, Any], Any] | None = None
     describe: Callable[[Any], str] | None = None
+    attention: Literal["mean", "heads", False] = "mean"
     hyperparameters: Mapping[str, Any] | None = None
     progress: Literal["auto"] | bool = "auto"
     extensions: bool = True
@@ -92,6 +96,8 @@ class Options:
                 raise _wrong(name, getattr(self, name), "True or False")
         if not isinstance(self.progress, bool) and not (isinstance(self.progress, str) and self.progress == "auto"):
             raise _wrong("progress", self.progress, "'auto', True or False")
+        if self.attention is not False and self.attention not in ("mean", "heads"):
+            raise _wrong("attention", self.attention, "'mean', 'heads' or False")
         for name in ("train", "dev"):
             value = getattr(self, name)
             if value is not None and not hasattr(value, "__iter__") and not hasattr(value, "__getitem__"):

@@ -104,7 +104,7 @@ class FinalInference:
     __hash__ = None  # type: ignore[assignment]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RunRecord:
     """A whole run, as `tracker.record` and `load_run` give it. `extensions` is None where it was left out."""
 
@@ -113,6 +113,16 @@ class RunRecord:
     final_results: FinalResults | None = None
     final_inference: FinalInference | None = None
     extensions: Mapping[str, Any] | None = None
+
+    def __eq__(self, other: object) -> bool:
+        """Equal where each part is; the extensions may hold arrays."""
+        if not isinstance(other, RunRecord):
+            return NotImplemented
+        parts = ("metadata", "epochs", "final_results", "final_inference")
+        same = all(getattr(self, part) == getattr(other, part) for part in parts)
+        return same and _same(self.extensions, other.extensions)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def record_to_plain(record: RunRecord) -> dict[str, Any]:
@@ -144,8 +154,17 @@ def record_to_plain(record: RunRecord) -> dict[str, Any]:
         },
     }
     if record.extensions is not None:
-        plain["extensions"] = to_plain(record.extensions)
+        plain["extensions"] = _with_arrays(record.extensions)
     return plain
+
+
+def _with_arrays(value: Any) -> Any:
+    """Plain data that keeps its arrays as they are."""
+    if isinstance(value, Mapping):
+        return {str(key): _with_arrays(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_arrays(item) for item in value]
+    return single_or_double(value) if isinstance(value, np.ndarray) else to_plain(value)
 
 
 def _rows(array: npt.NDArray[Any]) -> npt.NDArray[Any] | list[Any]:
@@ -222,6 +241,17 @@ def _final_inference_from_plain(inference: _Reader | None, dtypes: Any) -> Final
         log_probs=log_probs,
         attention_weights=inference.array("attention_weights", 3, dtypes),
     )
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two values are equal, arrays in them included."""
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return _same_array(a, b)
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)) and type(a) is type(b):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return type(a) is not np.ndarray and type(b) is not np.ndarray and bool(a == b)
 
 
 def _same_array(a: npt.NDArray[Any] | None, b: npt.NDArray[Any] | None) -> bool:

@@ -12,8 +12,6 @@ from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from trackmetrics import Tracker, TrackmetricsWarning
 
-pytestmark = pytest.mark.filterwarnings("ignore:final_inference.attention_weights")
-
 
 @pytest.fixture(autouse=True)
 def nothing_to_compile(monkeypatch):

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import default_collate
 
 from ..errors import ArgumentError
 from ..record import FinalInference
-from .attention import returned_maps
 from .data import ExamplesSource, Parts, UnreadableError, collate, open_source, take_apart, to_tensors
 from .evaluation import main_output, needs_batch_dimension, run
+from .inference_attention import Detail, InferenceAttention, attention_of
 from .pairing import Pairing, PairingError, are_log_probs, are_probabilities
 from .undisturbed import undisturbed
 
@@ -32,39 +31,37 @@ def infer(
     example: Example,
     pairing: Pairing | None,
     describe: Callable[[Any], str] | None = None,
-) -> tuple[FinalInference, bool]:
-    """Run the model on an example, in `eval()` under `no_grad`; also say whether it returned attention maps.
+    detail: Detail = "mean",
+) -> tuple[FinalInference, InferenceAttention]:
+    """Run the model on an example, in `eval()` under `no_grad`, and once more to watch it attend.
 
     `log_probs` is `[seq_len, num_classes]`, classes last. What the output is, the observed criterion says; with
     none, rows whose exponentials sum to 1 are taken as they are, probabilities through the logarithm, anything
     else through `log_softmax`. Raises what the model raises, and `PairingError` where its output is no prediction.
     """
     with undisturbed(model, describe):
-        output, rows = _predicted(model, example.parts, pairing)
+        output, rows, with_labels = _predicted(model, example.parts, pairing)
         text = (describe or describe_example)(example.raw)
     if not isinstance(text, str):
         raise ArgumentError(f"describe returned a {type(text).__name__}; return a string")
-    maps = returned_maps(output, example.batched, None if rows is None else len(rows))
-    inference = FinalInference(
-        example_input=text,
-        log_probs=None if rows is None else _array(rows),
-        attention_weights=np.zeros((0, 0, 0), np.float32) if maps is None else _array(maps),
-    )
-    return inference, maps is not None
+    length = None if rows is None else len(rows)
+    attention = attention_of(model, lambda: run(model, example.parts, with_labels)[0], output, length, detail)
+    log_probs = None if rows is None else _array(rows)
+    return FinalInference(text, log_probs, attention.weights), attention
 
 
-def _predicted(model: torch.nn.Module, parts: Parts, pairing: Pairing | None) -> tuple[Any, torch.Tensor | None]:
-    """What the model returns, and its rows of log-probabilities.
+def _predicted(model: torch.nn.Module, parts: Parts, pairing: Pairing | None) -> tuple[Any, torch.Tensor | None, bool]:
+    """What the model returns, its rows of log-probabilities, and whether it was given labels.
 
     A model that returns only its loss when it is given labels is asked again without them.
     """
     output, _ = run(model, parts)
     try:
-        return output, _log_probs(main_output(output), parts.target, pairing)
+        return output, _log_probs(main_output(output), parts.target, pairing), True
     except PairingError as error:
         try:
             output, _ = run(model, parts, with_labels=False)
-            return output, _log_probs(main_output(output), parts.target, pairing)
+            return output, _log_probs(main_output(output), parts.target, pairing), False
         except Exception:
             raise error from None
 

@@ -27,7 +27,8 @@ def undisturbed(model: torch.nn.Module | None, *used: Any) -> Iterator[None]:
         if model is not None:
             for restore in restoring_state(model):
                 stack.callback(restore)
-            model.eval()
+            with contextlib.suppress(NotImplementedError):  # an exported one is for ever in the mode of its export
+                model.eval()
         stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
         torch.set_autocast_cache_enabled(False)  # an autocast around the epoch keeps the weights of an earlier step
         stack.enter_context(torch.no_grad())
