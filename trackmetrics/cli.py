@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -18,6 +19,13 @@ app = typer.Typer(
 )
 
 
+class Model(enum.Enum):
+    """The demo's models."""
+
+    BY_HAND = "by-hand"
+    ENCODER = "encoder"
+
+
 @app.callback()
 def commands() -> None:
     """Metrics files of PyTorch trainings."""
@@ -31,6 +39,9 @@ def demo(
     d_model: Annotated[int, typer.Option(min=1, help="Width of the Transformer.")] = 64,
     d_internal: Annotated[int, typer.Option(min=1, help="Width of queries and keys.")] = 32,
     layers: Annotated[int, typer.Option(min=1, help="Layers of the Transformer.")] = 2,
+    model: Annotated[
+        Model, typer.Option(help="Written by hand, or torch's encoder, which returns no attention maps.")
+    ] = Model.BY_HAND,
     train_examples: Annotated[int, typer.Option(min=1, help="Strings to train on.")] = 10_000,
     dev_examples: Annotated[int, typer.Option(min=1, help="Strings to evaluate on.")] = 1_000,
     seed: Annotated[
@@ -49,8 +60,8 @@ def demo(
     except (RuntimeError, AssertionError, NotImplementedError):
         fail(f"--device is {device!r}, which this torch can't use here; give another, such as cpu")
     args = training.Arguments(
-        epochs, batch_size, learning_rate, d_model, d_internal, layers, train_examples, dev_examples, seed, device,
-        output_dir,
+        epochs, batch_size, learning_rate, d_model, d_internal, layers, model.value, train_examples, dev_examples, seed,
+        device, output_dir,
     )  # fmt: skip
     try:
         training.main(args)

@@ -122,6 +122,32 @@ class Transformer(nn.Module):
         return self.output(x).log_softmax(-1), attention
 
 
+class EncoderTransformer(nn.Module):
+    """The same task with torch's own encoder, which returns no attention maps."""
+
+    def __init__(self, vocabulary_size: int, length: int, d_model: int, d_internal: int, layers: int, classes: int):
+        super().__init__()
+        if d_model % d_internal:
+            raise ValueError(
+                f"{d_model} features can't be split into heads of {d_internal}; give a divisor of {d_model}"
+            )
+        self.characters = nn.Embedding(vocabulary_size, d_model)
+        self.positions = nn.Embedding(length, d_model)
+        layer = nn.TransformerEncoderLayer(d_model, d_model // d_internal, 4 * d_model, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, layers)
+        self.output = nn.Linear(d_model, classes)
+
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        """Map `[batch, length]` to log-probabilities `[batch, length, classes]`."""
+        x = self.characters(indices) + self.positions(torch.arange(indices.shape[-1], device=indices.device))
+        later = nn.Transformer.generate_square_subsequent_mask(indices.shape[-1], device=indices.device)
+        scores: torch.Tensor = self.output(self.encoder(x, mask=later, is_causal=True))
+        return scores.log_softmax(-1)
+
+
+MODELS: dict[str, type[Transformer | EncoderTransformer]] = {"by-hand": Transformer, "encoder": EncoderTransformer}
+
+
 # The training
 
 
@@ -135,6 +161,7 @@ class Arguments:
     d_model: int = 64
     d_internal: int = 32
     layers: int = 2
+    model: str = "by-hand"
     train_examples: int = 10_000
     dev_examples: int = 1_000
     seed: int = 0
@@ -143,16 +170,18 @@ class Arguments:
 
 
 @tracked_training(task="letter_counting", output_dir=lambda args, train, dev: args.output_dir, progress=True)
-def train_classifier(args: Arguments, train: DataLoader[Example], dev: DataLoader[Example]) -> Transformer:
+def train_classifier(args: Arguments, train: DataLoader[Example], dev: DataLoader[Example]) -> nn.Module:
     """Train a Transformer on letter counting."""
     torch.manual_seed(args.seed)
-    model = Transformer(len(ALPHABET), LENGTH, args.d_model, args.d_internal, args.layers, CLASSES).to(args.device)
+    build = MODELS[args.model]
+    model = build(len(ALPHABET), LENGTH, args.d_model, args.d_internal, args.layers, CLASSES).to(args.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=args.epochs * len(train))
     for _ in range(args.epochs):
         with tracker.epoch():
             for indices, counts in train:
-                log_probs, _ = model(indices.to(args.device))
+                output = model(indices.to(args.device))
+                log_probs = output[0] if isinstance(output, tuple) else output
                 loss = F.nll_loss(log_probs.flatten(0, 1), counts.to(args.device).flatten())
                 optimizer.zero_grad()
                 loss.backward()
@@ -171,7 +200,7 @@ def make_loaders(args: Arguments) -> tuple[DataLoader[Example], DataLoader[Examp
     )
 
 
-def main(args: Arguments) -> Transformer:
+def main(args: Arguments) -> nn.Module:
     """Train with `args`; the file is `letter_counting_training_metrics.json` in `args.output_dir`."""
     train, dev = make_loaders(args)
     return train_classifier(args, train, dev)

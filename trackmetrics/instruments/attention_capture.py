@@ -339,7 +339,7 @@ def _joined_heads(records: list[_Record]) -> list[_Record]:
             weights = torch.cat([last.map.weights, record.map.weights], 1)
             checks = [check for check in (last.map.check, record.map.check) if check is not None]
             common = _common_path(last.map.name, record.map.name)
-            whole = replace(last.map, name=common, weights=weights, check=max(checks, default=None))
+            whole = replace(last.map, name=common, weights=weights, check=max(checks, default=None), heads=None)
             joined[-1] = replace(last, map=whole)
         else:
             joined.append(record)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -25,6 +25,7 @@ class AttentionMap:
     own operator) or `returned` (by the model).
     `check` is the largest absolute difference between weights times values and what the attention itself gave; None
     where that can't be had.
+    `heads` is how many there were, where `weights` are the mean over them.
     """
 
     name: str
@@ -32,6 +33,12 @@ class AttentionMap:
     weights: torch.Tensor
     source: str
     check: float | None
+    heads: int | None = None
+
+    def averaged(self) -> AttentionMap:
+        """The mean over heads, `[batch, 1, query, key]`."""
+        heads = self.heads or self.weights.shape[1]
+        return replace(self, weights=self.weights.mean(1, keepdim=True), heads=heads)
 
     @property
     def square(self) -> bool:

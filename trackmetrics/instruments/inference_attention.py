@@ -57,7 +57,7 @@ def attention_of(
 
 
 def _heads_averaged(item: AttentionMap) -> AttentionMap:
-    return replace(item, weights=item.weights.mean(1, keepdim=True).cpu())
+    return _each_head(item.averaged())
 
 
 def _each_head(item: AttentionMap) -> AttentionMap:
@@ -72,7 +72,8 @@ def _stack(layers: list[AttentionMap]) -> npt.NDArray[Any]:
 
 def _entry(item: AttentionMap, layers: list[AttentionMap]) -> dict[str, Any]:
     """What the file says of a map: at which place of the stack it stands, or its weights, where it isn't in there."""
-    entry: dict[str, Any] = {"name": item.name, "kind": item.kind, "shape": list(item.weights.shape)}
+    batch, heads, queries, keys = item.weights.shape
+    entry: dict[str, Any] = {"name": item.name, "kind": item.kind, "shape": [batch, item.heads or heads, queries, keys]}
     entry |= {"source": item.source, "check": item.check}
     for index, layer in enumerate(layers):
         if layer is item:
