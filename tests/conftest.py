@@ -29,6 +29,9 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+_OF_OTHERS = ("QueueFeeder", "tqdm_monitor")
+
+
 def _process_wide_state():
     """Everything that tracking patches, hooks or switches for the whole process."""
     return {
@@ -50,8 +53,8 @@ def _process_wide_state():
         "dispatch modes": torch._C._len_torch_dispatch_stack(),
         "grad mode": torch.is_grad_enabled(),
         "live runs": events.live_runs(),
-        # A loader's workers leave their queue's feeder to end when it likes.
-        "threads": sorted(item.name for item in threading.enumerate() if "QueueFeeder" not in item.name),
+        # A loader's workers leave their queue's feeder to end when it likes; progress bars of others have a monitor.
+        "threads": sorted(item.name for item in threading.enumerate() if not item.name.startswith(_OF_OTHERS)),
     }
 
 

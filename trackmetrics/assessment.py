@@ -336,11 +336,11 @@ class Assessment:
         )
         self.attention = attention.described
         if attention.fault is not None:
-            layers = len(inference.attention_weights)
+            what = "may lack layers" if len(inference.attention_weights) else "is []"
             self._notices.say(
                 "attention_weights",
-                f"final_inference.attention_weights {f'has only {layers} layers' if layers else 'is []'}: "
-                f"{attention.fault}; give `finalize=`, a function of model and example",
+                f"final_inference.attention_weights {what}: {attention.fault}; "
+                "give `finalize=`, a function of model and example",
             )
         return inference
 

@@ -19,6 +19,7 @@ from attention_cases import (
     OverFeatures,
     Windows,
     X,
+    attention_like,
     encoder,
     encoder_reference,
     sharp,
@@ -221,12 +222,6 @@ def test_what_the_model_raises_comes_through():
         capture_attention(model, torch.zeros(1, 2, 3, 4))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert len(capture_attention(model, X)) == 3
-
-
-@torch.library.custom_op("trackmetrics_tests::attention_like", mutates_args=())
-def attention_like(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Not linear in its values: no weights could give the same."""
-    return (query * key).tanh() * value.exp()
 
 
 def test_an_operator_without_weights_is_named():

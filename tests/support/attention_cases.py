@@ -566,3 +566,12 @@ NO_ATTENTION = {
     "a product of two hidden states": lambda model, h: h @ h.mT,
     "a gate": lambda model, h: h.sigmoid() * h,
 }
+
+
+# An operator that no weights could give
+
+
+@torch.library.custom_op("trackmetrics_tests::attention_like", mutates_args=())
+def attention_like(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Not linear in its values: no weights could give the same."""
+    return (query * key).tanh() * value.exp()

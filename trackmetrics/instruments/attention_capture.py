@@ -187,7 +187,7 @@ class _Watcher(TorchDispatchMode):
             self._inside.append(names.get(id(module), self._root))
 
         def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
-            self._inside.pop()
+            del self._inside[-1:]
 
         with contextlib.ExitStack() as hooks:
             for module in model.modules():
@@ -204,7 +204,8 @@ class _Watcher(TorchDispatchMode):
         for tensor in _all_tensors(inputs):
             if self._lineage.of(tensor) is None:
                 self._lineage.begin(tensor)
-                self._lengths.update(tensor.shape[:-1] if tensor.is_floating_point() else tensor.shape)
+                if tensor.ndim < 4:  # no image
+                    self._lengths.update(tensor.shape[:-1] if tensor.is_floating_point() else tensor.shape)
 
     # Operators
 
