@@ -97,9 +97,19 @@ def test_the_import_time_is_measured_and_printed():
         assert 0 < low <= median <= high
 
 
+def test_the_support_of_attention_is_tabulated():
+    """The tables that are asked for, each row with what is had and how exactly."""
+    done = run("attention_support.py", "wrapped")
+    assert done.returncode == 0, done.stderr
+    found = rows(done.stdout)
+    assert list(found)[:3] == ["torch.compile", "torch.compile, fullgraph", "scripted"]
+    assert "3 self (native)" in done.stdout
+    assert "of all that is asked for" in run("attention_support.py", "nothing").stderr
+
+
 @pytest.mark.parametrize("script", sorted(BENCHMARKS.glob("*.py")), ids=lambda script: script.name)
 def test_a_benchmark_is_no_test(script):
     """None of the scripts is collected, and each is described in the docs by its command."""
     assert not script.name.startswith("test_")
-    page = (BENCHMARKS.parents[1] / "docs" / "explanation" / "cost.md").read_text(encoding="utf-8")
-    assert f"python tests/benchmarks/{script.name}" in page
+    pages = (BENCHMARKS.parents[1] / "docs").rglob("*.md")
+    assert any(f"python tests/benchmarks/{script.name}" in page.read_text(encoding="utf-8") for page in pages)

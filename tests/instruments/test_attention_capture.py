@@ -13,6 +13,7 @@ from attention_cases import (
     LENGTH,
     NO_ATTENTION,
     WIDTH,
+    WRAPPED,
     Attends,
     Classifies,
     Layers,
@@ -79,16 +80,6 @@ def test_other_softmaxes_are_no_attention(use):
     assert [item.name for item in capture_attention(beside, X)] == ["0"]
 
 
-WRAPPED = {
-    "torch.compile": torch.compile,
-    "torch.compile, fullgraph": lambda model: torch.compile(model, fullgraph=True),
-    "scripted": torch.jit.script,
-    "traced": lambda model: torch.jit.trace(model, X, check_trace=False),
-    "exported": lambda model: torch.export.export(model, (X,)).module(),
-    "DataParallel": nn.DataParallel,
-}
-
-
 @pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
 def test_models_that_are_wrapped_or_compiled(wrap):
     """As the model itself."""
@@ -100,7 +91,23 @@ def test_models_that_are_wrapped_or_compiled(wrap):
     wrapped = wrap(model)
     with torch.no_grad():
         wrapped(X)
-    assert_maps(capture_attention(wrapped, X), expected)
+    found = capture_attention(wrapped, X)
+    assert_maps(found, expected)
+    if wrap not in (WRAPPED["scripted"], WRAPPED["traced"], WRAPPED["exported"]):  # what is inside has no names there
+        assert [item.name for item in found] == [f"layers.{layer}.self_attn" for layer in range(3)]
+
+
+def test_distributed_data_parallel():
+    """What the wrapper holds is watched."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = sharp(encoder())
+        found = capture_attention(nn.parallel.DistributedDataParallel(model), X)
+        alone = capture_attention(model, X)
+        assert [item.name for item in found] == [item.name for item in alone]
+        assert all(torch.equal(one.weights, other.weights) for one, other in zip(found, alone, strict=True))
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_a_block_compiled_and_a_model_compiled_in_place():

@@ -532,6 +532,18 @@ CASES += [
 ]  # fmt: skip
 
 
+# Torch's encoder, wrapped or compiled
+
+WRAPPED = {
+    "torch.compile": torch.compile,
+    "torch.compile, fullgraph": lambda model: torch.compile(model, fullgraph=True),
+    "scripted": torch.jit.script,
+    "traced": lambda model: torch.jit.trace(model, X, check_trace=False),
+    "exported": lambda model: torch.export.export(model, (X,)).module(),
+    "DataParallel": nn.DataParallel,
+}
+
+
 # Softmaxes that are no attention
 
 
