@@ -368,6 +368,56 @@ def one_key_head(q, k, v):
     return torch.einsum("bhqk,bkd->bhqd", weights, v[:, 0])
 
 
+class TalkingHeads(nn.Module):
+    """A layer over heads before the softmax, and one after it, as a linear layer or as a convolution."""
+
+    def __init__(self, convolution):
+        super().__init__()
+        self.mix, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.before, self.after = (
+            nn.Conv2d(HEADS, HEADS, 1) if convolution else nn.Linear(HEADS, HEADS) for _ in range(2)
+        )
+
+    def talk(self, layer, maps):
+        return layer(maps) if isinstance(layer, nn.Conv2d) else layer(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def parts(self, x):
+        query, key, value = self.mix(x).view(*x.shape[:2], 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+        return self.talk(self.after, self.talk(self.before, query @ key.mT).softmax(-1)), value
+
+    def forward(self, x):
+        weights, value = self.parts(x)
+        return self.out((weights @ value).transpose(1, 2).reshape(x.shape))
+
+    def reference(self, x):
+        return [("self", self.parts(x)[0])]
+
+
+class Difference(nn.Module):
+    """The difference of two softmaxes, as differential attention has it."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix, self.value = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def weights(self, x):
+        query, key = self.mix(x).view(*x.shape[:2], 2, 2 * HEADS, -1).permute(2, 0, 3, 1, 4)
+        maps = (query @ key.mT).softmax(-1).unflatten(1, (HEADS, 2))
+        return maps[:, :, 0] - 0.4 * maps[:, :, 1]
+
+    def forward(self, x):
+        value = self.value(x).view(*x.shape[:2], HEADS, -1).transpose(1, 2)
+        return (self.weights(x) @ value).transpose(1, 2).reshape(x.shape)
+
+    def reference(self, x):
+        return [("self", self.weights(x))]
+
+
+CASES += [
+    Case("softmax by hand", "talking heads", lambda: (TalkingHeads(False), (X,), {}), TalkingHeads.reference),
+    Case("softmax by hand", "talking heads, convolved", lambda: (TalkingHeads(True), (X,), {}), TalkingHeads.reference),
+    Case("softmax by hand", "a difference of two", lambda: (Difference(), (X,), {}), Difference.reference),
+]
 for name, attend in {
     "einsum": with_einsum,
     "einsum, heads last": with_heads_last,

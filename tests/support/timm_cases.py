@@ -27,6 +27,7 @@ MODELS = {
     "swinv2_tiny_window8_256": ({"img_size": 64}, {"window": 2, "self": 10}),
     "maxvit_tiny_tf_224": ({}, {"window": 18, "self": 4}),
     "tnt_s_patch16_224": ({}, {"window": 12, "self": 12}),
+    "cait_xxs24_224": ({"img_size": 64}, {"self": 26}),
     "mixer_s16_224": ({}, {}),
     "resnet18": ({}, {}),
 }

@@ -241,11 +241,11 @@ class _Watcher(TorchDispatchMode):
                 continue
             shares = wide(weights.mT if turned else weights)
             check = None
-            if not rows_are_shares(shares):
-                before = _before_dropout(shares, origin, turned)
-                if before is None:
-                    continue
+            before = None if rows_are_shares(shares) else _softened(shares, origin, turned)
+            if before is not None and _some_dropped(shares, before):
                 shares = before
+            elif before is None and not rows_are_shares(shares):
+                continue
             elif name in ("mm", "bmm", "mv"):
                 own = wide(values.mT if turned and values.ndim > 1 else values)
                 given = wide(output.mT if turned and output.ndim > 1 else output)
@@ -319,16 +319,23 @@ class _Watcher(TorchDispatchMode):
         return weights.reshape(batch, -1, queries, keys), headless, windows
 
 
-def _before_dropout(found: torch.Tensor, origin: Origin, turned: bool) -> torch.Tensor | None:
-    """The shares of which some were dropped, and the others scaled; None where it wasn't that."""
-    shape = found.mT.shape if turned else found.shape
-    if origin.shares is None or origin.shares.numel() != found.numel():
+def _softened(found: torch.Tensor, origin: Origin, turned: bool) -> torch.Tensor | None:
+    """The shares that weights were made of, which don't sum to 1: by a dropout, mixed heads, a difference of two."""
+    if origin.shares is None:
         return None
-    before = wide(origin.shares.reshape(shape))
+    before = wide(origin.shares)
+    if origin.shares.numel() == found.numel():
+        before = before.reshape(found.mT.shape if turned else found.shape)
     before = before.mT if turned else before
+    return before if before.shape[-2:] == found.shape[-2:] and rows_are_shares(before) else None
+
+
+def _some_dropped(found: torch.Tensor, before: torch.Tensor) -> bool:
+    """Whether weights are shares of which some were dropped, and the others scaled."""
+    if found.shape != before.shape:
+        return False
     factors = (found / before)[found != 0]
-    dropped = rows_are_shares(before) and factors.numel() > 0 and bool(factors.max() - factors.min() < 1e-3)
-    return before if dropped else None
+    return factors.numel() > 0 and bool(factors.max() - factors.min() < 1e-3)
 
 
 def _joined_heads(records: list[_Record]) -> list[_Record]:

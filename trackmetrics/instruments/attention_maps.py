@@ -16,7 +16,7 @@ class AttentionMap:
     """The weights of one attention in one forward.
 
     `weights` is `[batch, heads, query, key]`, in float32 or wider: for each query the shares of the keys, which sum to
-    1, or to 0 where every key is masked.
+    1, or to 0 where every key is masked, unless the model goes on to mix them.
     `name` is the path of the module that attends; `#2` is added where it does so for the second time.
     `kind` is `self` (queries and keys come from the same tokens), `encoder` (the same, in a model's encoder, beside a
     decoder), `cross` (from two), `window` (over parts of the tokens) or `feature` (over features rather than tokens).

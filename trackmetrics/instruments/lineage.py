@@ -34,7 +34,7 @@ class Origin:
     residual stream keeps through all its layers. `product` names the two activations whose product it is, however
     scaled, masked or normalised since. `joined_from` is the shape before its leading dimensions were joined into
     one, `shares` what a softmax made of the product. `features` numbers the features along whichever of its axes
-    they lie, where that is known.
+    they lie, where that is known; of a product the pairs that it is made of.
     """
 
     sources: frozenset[int]
@@ -93,7 +93,10 @@ class Lineage:
         left, right = (self.of(args[place]) for place in places)
         if left is not None and right is not None:
             sources = left.sources | right.sources
-            self._origins[output] = Origin(sources, left.stream, product=(left, right))
+            self._origins[output] = _with_pairs(Origin(sources, left.stream, product=(left, right)), output)
+        elif left is not None and _mixes_maps(left, -1):  # a layer over heads
+            pairs = left.features.select(-1, 0).unsqueeze(-1).expand(output.shape)  # type: ignore[union-attr]
+            self._origins[output] = replace(left, features=pairs, joined_from=None)
         elif left is not None:  # by a weight: a linear layer
             self._origins[output] = _with_features(Origin(left.sources, left.stream), output, -1)
         elif right is not None:
@@ -122,6 +125,10 @@ class Lineage:
         )
         features = self._features(name, args, first, origins[0], outputs)
         for output, own in zip(outputs, features):
+            if name in _CONVOLUTIONS and _mixes_maps(origins[0], 1) and output.shape[2:] == first.shape[2:]:
+                pairs = origins[0].features.narrow(1, 0, 1).expand(output.shape)  # type: ignore[union-attr]
+                self._origins[output] = replace(origin, features=pairs)
+                continue
             if name in _CONVOLUTIONS:
                 self._origins[output] = _with_features(Origin(origin.sources, origin.stream), output, 1)
                 continue
@@ -165,9 +172,23 @@ def _with_features(origin: Origin, output: torch.Tensor, axis: int) -> Origin:
     return replace(origin, features=numbers.view(shape).expand(output.shape))
 
 
+def _with_pairs(origin: Origin, output: torch.Tensor) -> Origin:
+    """A product's origin: each pair of a row of the one factor and a column of the other has a number."""
+    if output.ndim < 2:
+        return origin
+    pairs = torch.arange(output.shape[-2] * output.shape[-1], dtype=torch.int32).view(output.shape[-2:])
+    return replace(origin, features=pairs.expand(output.shape))
+
+
+def _mixes_maps(origin: Origin, axis: int) -> bool:
+    """Whether a layer over an axis of a product mixes values of one and the same pair: those of several heads."""
+    pairs = origin.features if origin.product is not None else None
+    return pairs is not None and pairs.shape[axis] > 1 and _constant(pairs, axis)
+
+
 def runs_over_features(origin: Origin | None, axis: int) -> bool:
     """Whether an axis of an activation is one of features, not of tokens."""
-    features = None if origin is None else origin.features
+    features = None if origin is None or origin.product is not None else origin.features
     return features is not None and not _constant(features, axis)
 
 
