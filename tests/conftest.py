@@ -29,7 +29,7 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-_OF_OTHERS = ("QueueFeeder", "tqdm_monitor")
+_OF_OTHERS = ("QueueFeeder", "tqdm_monitor", "ThreadPoolExecutor")
 
 
 def _process_wide_state():
@@ -53,7 +53,7 @@ def _process_wide_state():
         "dispatch modes": torch._C._len_torch_dispatch_stack(),
         "grad mode": torch.is_grad_enabled(),
         "live runs": events.live_runs(),
-        # A loader's workers leave their queue's feeder to end when it likes; progress bars of others have a monitor.
+        # A loader's workers leave their queue's feeder to end when it likes; progress bars and compilers have threads.
         "threads": sorted(item.name for item in threading.enumerate() if not item.name.startswith(_OF_OTHERS)),
     }
 

@@ -15,7 +15,7 @@ from trackmetrics.options import Options, OptionValues, make_options
 NAME_MEND = "of letters, digits, spaces, '_', '-' and '.', such as 'letter_counting'"
 OPTIONS = (
     "the options are part, output_dir, train, dev, example, evaluate, evaluate_every, final_train_accuracy, "
-    "finalize, describe, hyperparameters, progress, extensions"
+    "finalize, describe, attention, hyperparameters, progress, extensions"
 )
 
 
@@ -59,6 +59,7 @@ def test_the_defaults_are_right():
         "final_train_accuracy": True,
         "finalize": None,
         "describe": None,
+        "attention": "mean",
         "hyperparameters": None,
         "progress": "auto",
         "extensions": True,
@@ -119,6 +120,9 @@ def test_each_option_takes_what_is_right(name, value):
         ("evaluate", 0.5, "evaluate is 0.5, of type float; give a function"),
         ("finalize", "mine", "finalize is 'mine', of type str; give a function"),
         ("describe", {}, "describe is {}, of type dict; give a function"),
+        ("attention", True, "attention is True, of type bool; give 'mean', 'heads' or False"),
+        ("attention", np.zeros(2), "attention is array([0., 0.]), of type ndarray; give 'mean', 'heads' or False"),
+        ("attention", "all", "attention is 'all', of type str; give 'mean', 'heads' or False"),
         ("evaluate_every", 0, "evaluate_every is 0, of type int; give a whole number of epochs, 1 or more"),
         ("evaluate_every", -1, "evaluate_every is -1, of type int; give a whole number of epochs, 1 or more"),
         ("evaluate_every", 2.0, "evaluate_every is 2.0, of type float; give a whole number of epochs, 1 or more"),

@@ -96,7 +96,7 @@ class Options:
                 raise _wrong(name, getattr(self, name), "True or False")
         if not isinstance(self.progress, bool) and not (isinstance(self.progress, str) and self.progress == "auto"):
             raise _wrong("progress", self.progress, "'auto', True or False")
-        if self.attention is not False and self.attention not in ("mean", "heads"):
+        if self.attention is not False and not (isinstance(self.attention, str) and self.attention in _DETAILS):
             raise _wrong("attention", self.attention, "'mean', 'heads' or False")
         for name in ("train", "dev"):
             value = getattr(self, name)
@@ -193,6 +193,9 @@ class Options:
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise ArgumentError(f"part={self.part!r} can't be made from the call's arguments: {error!r}") from None
         return check_name("part", part)
+
+
+_DETAILS = ("mean", "heads")
 
 
 def make_options(task: Any, values: Mapping[str, Any]) -> Options:

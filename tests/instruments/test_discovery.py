@@ -342,10 +342,6 @@ def _check(record, model):
     assert record.final_inference is not None
 
 
-quiet_about_attention = pytest.mark.filterwarnings("ignore:.*attention_weights:trackmetrics.TrackmetricsWarning")
-
-
-@quiet_about_attention
 def test_model_and_data_among_the_functions_parameters():
     """A decorated function is handed all three; the epoch itself runs in a helper that sees none of them."""
     net, runs = toy.model(), []
@@ -359,7 +355,6 @@ def test_model_and_data_among_the_functions_parameters():
     _check(runs[0].record, net)
 
 
-@quiet_about_attention
 def test_model_and_data_among_the_locals():
     """A `main()` with local loaders."""
 
@@ -377,7 +372,6 @@ def test_model_and_data_among_the_locals():
     _check(run.record, net)
 
 
-@quiet_about_attention
 def test_model_and_data_on_self():
     """A trainer class with a method that is decorated."""
 
@@ -403,7 +397,6 @@ SCRIPT = """
 import warnings
 import toy, torch
 from trackmetrics import Tracker
-warnings.filterwarnings("ignore", ".*attention_weights")
 warnings.filterwarnings("ignore", ".*the dev set is 'test_loader'")
 
 train_loader, {dev}_loader = toy.loader(seed=1), toy.loader(seed=2)
@@ -439,7 +432,6 @@ def test_model_and_data_at_module_level(dev, tmp_path):
     assert [results.train_accuracy, results.dev_accuracy] == printed
 
 
-@quiet_about_attention
 def test_a_model_called_by_its_forward_is_found():
     """Calling `model.forward(x)` passes by every hook of the module, and all the same it is found."""
     train_loader, dev_loader = toy.loader(seed=1), toy.loader(seed=2)
@@ -454,7 +446,6 @@ def test_a_model_called_by_its_forward_is_found():
     assert dev_loader is not None
 
 
-@quiet_about_attention
 @pytest.mark.parametrize("holder", ["tuple", "dict", "object"])
 def test_a_model_that_only_comes_back_is_found(holder):
     """Out of reach while it trained, the model is found in what the function returns."""
@@ -481,7 +472,6 @@ def test_a_model_that_only_comes_back_is_found(holder):
     assert results.dev_accuracy == pytest.approx(toy.accuracy(model, toy.loader(seed=2)), abs=1e-12)
 
 
-@quiet_about_attention
 @pytest.mark.parametrize("rebound", ["reloaded", "wrapped", "in each epoch"])
 def test_a_model_bound_anew_is_followed(rebound):
     """The final results are those of the model that is returned: a checkpoint loaded anew, or a wrapper."""
@@ -536,7 +526,6 @@ def test_two_models_are_null_and_said_once():
     assert re.search(r"no single module .* `tracker\.watch\(model\)`", about[0])
 
 
-@quiet_about_attention
 def test_watching_says_which_of_two_models():
     """`tracker.watch` settles it: all that is evaluated is that model."""
     one, two = toy.model(), toy.model(1)
@@ -553,7 +542,6 @@ def compiler():
 
 
 @pytest.mark.usefixtures("compiler")
-@quiet_about_attention
 def test_a_compiled_model_is_found_and_evaluated():
     """A model behind `torch.compile` gives the accuracy of the model inside, and its hyperparameters."""
     train, dev = toy.loader(seed=1), toy.loader(seed=2)
@@ -587,9 +575,8 @@ def test_a_test_set_is_the_last_resort_and_said():
     _check(run.record, net)
 
     valid_loader = DataLoader(test_loader.dataset, 5)
-    with pytest.warns(TrackmetricsWarning) as warned, Tracker("task") as run, run.epoch():
+    with Tracker("task") as run, run.epoch():  # a warning would be an error
         _fit(net, optimizer, train_loader)
-    assert [str(item.message) for item in warned if "test_loader" in str(item.message)] == []
     assert valid_loader.batch_size == 5
     _check(run.record, net)
 
