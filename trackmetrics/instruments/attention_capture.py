@@ -9,29 +9,31 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from ..errors import AttentionError
 from .attention_kernels import as_kernel, kernel_weights, native_weights, tolerance, wide
 from .attention_maps import AttentionMap, rows_are_shares
 from .compiling import as_written
-from .data import tensors_in
+from .data import copied, tensors_in
 from .discovery import unwrapped
 from .events import heard_by
-from .lineage import PRODUCTS, Lineage, Origin, runs_over_features
+from .lineage import PRODUCTS, Lineage, Origin, Product, runs_over_features
 from .returned_attention import returned_maps
 from .undisturbed import undisturbed
 
 Keep = Callable[[AttentionMap], AttentionMap]
 _IMPLEMENTATION = "_attn_implementation"
+_one_at_a_time = threading.RLock()  # hooks on a model's modules tell every thread's watcher
 
 
 class Capture(NamedTuple):
@@ -65,12 +67,7 @@ def capture_attention(model: torch.nn.Module, *args: Any, **kwargs: Any) -> list
 
 
 def _call(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    copies: dict[Any, torch.Tensor] = {}  # a forward may write to its inputs; what is given twice stays one
-
-    def copy(tensor: torch.Tensor) -> torch.Tensor:
-        return copies.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), tensor.clone())
-
-    own_args, own_kwargs = tree_map_only(torch.Tensor, copy, (args, kwargs))
+    own_args, own_kwargs = copied((args, kwargs))  # a forward may write to its inputs
     return model(*own_args, **own_kwargs)
 
 
@@ -104,8 +101,8 @@ def _watch(
     root = getattr(model, "original_name", type(unwrapped(model)).__name__)
     names = {id(module): name for name, module in reversed(list(unwrapped(model).named_modules()))}
     names[id(unwrapped(model))] = root
-    watcher = _Watcher(root, batch, keep)
-    with undisturbed(model), heard_by(None), as_written(), contextlib.ExitStack() as watching:
+    watcher = _Watcher(root, batch, keep, _held_by(unwrapped(model)))
+    with _one_at_a_time, undisturbed(model), heard_by(None), as_written(), contextlib.ExitStack() as watching:
         watching.enter_context(watcher.naming(unwrapped(model), names))
         watching.enter_context(_SlowPath(watcher))
         watching.enter_context(watcher)
@@ -150,11 +147,8 @@ class _SlowPath(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not torch.nn.functional.multi_head_attention_forward:
             return func(*args, **(kwargs or {}))
-        before, self._watcher.heads = self._watcher.heads, args[4]
-        try:
+        with self._watcher.attending(heads=args[4]):
             return func(*args, **(kwargs or {}))
-        finally:
-            self._watcher.heads = before
 
 
 class _Watcher(TorchDispatchMode):
@@ -162,7 +156,7 @@ class _Watcher(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self, root: str, batch: tuple[int, ...], keep: Keep) -> None:
+    def __init__(self, root: str, batch: tuple[int, ...], keep: Keep, constants: Iterable[torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._root = root
         self.records: list[_Record] = []
@@ -172,8 +166,10 @@ class _Watcher(TorchDispatchMode):
         self._batch = batch
         self._lengths: set[int] = set()
         self._keep = keep
-        self._lineage = Lineage()
+        self._lineage = Lineage(constants)
         self._inside: list[str] = []
+        self._thread = threading.get_ident()
+        self._recorded: dict[int, tuple[Any, int]] = {}  # of each product, how many numbers of it were recorded
 
     # Where in the model
 
@@ -182,12 +178,15 @@ class _Watcher(TorchDispatchMode):
         """Know in which module each operator is called."""
 
         def enter(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+            if threading.get_ident() != self._thread:
+                return
             if not self._inside:
                 self._begin((args, kwargs))
             self._inside.append(names.get(id(module), self._root))
 
         def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
-            del self._inside[-1:]
+            if threading.get_ident() == self._thread:
+                del self._inside[-1:]
 
         with contextlib.ExitStack() as hooks:
             for module in model.modules():
@@ -196,16 +195,23 @@ class _Watcher(TorchDispatchMode):
                     hooks.callback(module.register_forward_hook(leave, always_call=True).remove)
             yield
 
+    @contextlib.contextmanager
+    def attending(self, heads: int) -> Iterator[None]:
+        """In this block an attention of so many heads is worked out."""
+        before, self.heads, self._lineage.attending = self.heads, heads, True
+        try:
+            yield
+        finally:
+            self.heads, self._lineage.attending = before, False
+
     @property
     def _name(self) -> str:
         return self._inside[-1] if self._inside else self._root
 
     def _begin(self, inputs: Any) -> None:
         for tensor in _all_tensors(inputs):
-            if self._lineage.of(tensor) is None:
-                self._lineage.begin(tensor)
-                if tensor.ndim < 4:  # no image
-                    self._lengths.update(tensor.shape[:-1] if tensor.is_floating_point() else tensor.shape)
+            if tensor.ndim < 4:  # no image
+                self._lengths.update(tensor.shape[:-1] if tensor.is_floating_point() else tensor.shape)
 
     # Operators
 
@@ -217,7 +223,7 @@ class _Watcher(TorchDispatchMode):
             if outcome is not NotImplemented:
                 return outcome
         outcome = func(*args, **kwargs)
-        if self.fault is None:
+        if self.fault is None and torch._C._current_graph_task_id() == -1:  # no backward in the forward
             try:
                 self._observe(func, args, kwargs, outcome)
             except Exception as error:
@@ -226,7 +232,7 @@ class _Watcher(TorchDispatchMode):
 
     def _observe(self, operator: Any, args: Any, kwargs: Any, outcome: Any) -> None:
         name = operator.overloadpacket.__name__ if isinstance(operator, torch._ops.OpOverload) else operator.name()
-        if name in PRODUCTS:
+        if name.rstrip("_") in PRODUCTS:
             self._product(name, args, outcome)
         elif "attention" in name or "attn" in name or "flash" in name or name == "_transformer_encoder_layer_fwd":
             self._kernel(name, operator, args, kwargs, outcome)
@@ -234,15 +240,18 @@ class _Watcher(TorchDispatchMode):
             self._lineage.follow(name, args, kwargs, outcome)
 
     def _product(self, name: str, args: Any, output: torch.Tensor) -> None:
-        left, right = (args[place] for place in PRODUCTS[name])
+        left, right = (args[place] for place in PRODUCTS[name.rstrip("_")])
         for weights, values, turned in ((left, right, False), (right, left, True)):
             origin = self._lineage.of(weights)
-            if origin is None or origin.product is None or self._lineage.of(values) is None or weights.ndim < 2:
+            if origin is None or origin.product is None or not origin.softened or weights.ndim < 2:
+                continue
+            own_values = self._lineage.of(values)
+            if own_values is None or own_values.product is not None or self._is_recorded(origin.product, weights):
                 continue
             shares = wide(weights.mT if turned else weights)
             check = None
             before = None if rows_are_shares(shares) else _softened(shares, origin, turned)
-            if before is not None and _some_dropped(shares, before):
+            if before is not None and origin.dropped and before.shape == shares.shape:
                 shares = before
             elif before is None and not rows_are_shares(shares):
                 continue
@@ -250,7 +259,10 @@ class _Watcher(TorchDispatchMode):
                 own = wide(values.mT if turned and values.ndim > 1 else values)
                 given = wide(output.mT if turned and output.ndim > 1 else output)
                 check = float((shares @ own - given).abs().max())
-            query, key = origin.product if not turned else origin.product[::-1]
+            self._record(origin.product, weights)
+            query, key = origin.product.left, origin.product.right
+            if turned:
+                query, key = key, query
             over_features = runs_over_features(self._lineage.of(values), -1 if turned else -2)
             if origin.joined_from is not None:
                 apart = (shares.mT if turned else shares).reshape(origin.joined_from)
@@ -259,6 +271,15 @@ class _Watcher(TorchDispatchMode):
             self._lineage.begin(output, after=query)
             return
         self._lineage.follow(name, args, {}, output)
+
+    def _is_recorded(self, product: Product, weights: torch.Tensor) -> bool:
+        """Whether weights are made of a product whose own were recorded: of these, penalties and rollouts are made."""
+        _, numbers = self._recorded.get(id(product), (product, 0))
+        return numbers > 0 and numbers + weights.numel() > product.size
+
+    def _record(self, product: Product, weights: torch.Tensor) -> None:
+        _, numbers = self._recorded.get(id(product), (product, 0))
+        self._recorded[id(product)] = product, numbers + weights.numel()
 
     def _kernel(self, name: str, operator: Any, args: Any, kwargs: Any, outcome: Any) -> None:
         with torch.autocast(_device_of(args), enabled=False):
@@ -391,6 +412,13 @@ def _is_encoders(name: str) -> bool:
     return "encoder" in name and "decoder" not in name
 
 
+def _held_by(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """The tensors that a model holds itself: parameters, buffers, and what its modules keep as attributes."""
+    yield from (*model.parameters(), *model.buffers())
+    for module in model.modules():
+        yield from tensors_in([value for name, value in vars(module).items() if not name.startswith("__")])
+
+
 def _named(maps: list[AttentionMap]) -> list[AttentionMap]:
     """Each map with a name of its own."""
     times: Counter[str] = Counter()
@@ -402,7 +430,13 @@ def _named(maps: list[AttentionMap]) -> list[AttentionMap]:
 
 
 def _with_returned(maps: list[AttentionMap], returned: list[AttentionMap]) -> list[AttentionMap]:
-    """The maps that were watched, unless the model returned one that isn't among them: then its own."""
+    """The maps that were watched, unless the model returned one that isn't among them: then its own.
+
+    What has no name may be anything that looks like a map (arcs of a parser, an adjacency): that counts only where
+    nothing was watched.
+    """
+    if maps and not all("." in item.name for item in returned):
+        return maps
     means = [item.weights.mean(1) for item in maps]
     for own in (item.weights.mean(1).cpu() for item in returned):
         if not any(own.shape == mean.shape and torch.allclose(own, mean.cpu().to(own), atol=1e-4) for mean in means):

@@ -278,6 +278,21 @@ def to_device(value: Any, device: torch.device) -> Any:
     return value
 
 
+def copied(value: Any) -> Any:
+    """The same nest with tensors of its own, at any depth where it can be copied; what is given twice stays one."""
+    memo: dict[int, Any] = {}
+    twins: dict[Any, torch.Tensor] = {}
+    for tensor in tensors_in(value):
+        key: Any = id(tensor)
+        if tensor.layout is torch.strided and not tensor.is_nested and tensor.numel():
+            key = tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+        memo[id(tensor)] = twins.setdefault(key, tensor.detach().clone())
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception:  # an iterator, say, that can be gone through once only
+        return value
+
+
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
     """Every tensor of a nest of tuples, lists and dicts; any other iterable can be read once, and is the user's."""
     if isinstance(value, torch.Tensor):

@@ -11,7 +11,7 @@ from torch.utils.data import default_collate
 
 from ..errors import ArgumentError
 from ..record import FinalInference
-from .data import ExamplesSource, Parts, UnreadableError, collate, open_source, take_apart, to_tensors
+from .data import ExamplesSource, Parts, UnreadableError, collate, copied, open_source, take_apart, to_tensors
 from .evaluation import main_output, needs_batch_dimension, run
 from .inference_attention import Detail, InferenceAttention, attention_of
 from .pairing import Pairing, PairingError, are_log_probs, are_probabilities
@@ -39,13 +39,15 @@ def infer(
     none, rows whose exponentials sum to 1 are taken as they are, probabilities through the logarithm, anything
     else through `log_softmax`. Raises what the model raises, and `PairingError` where its output is no prediction.
     """
+    parts = example.parts._replace(inputs=copied(example.parts.inputs))  # a forward may write to its inputs
     with undisturbed(model, describe):
-        output, rows, with_labels = _predicted(model, example.parts, pairing)
+        output, rows, with_labels = _predicted(model, parts, pairing)
         text = (describe or describe_example)(example.raw)
     if not isinstance(text, str):
         raise ArgumentError(f"describe returned a {type(text).__name__}; return a string")
     length = None if rows is None else len(rows)
-    attention = attention_of(model, lambda: run(model, example.parts, with_labels)[0], output, length, detail)
+    parts = example.parts._replace(inputs=copied(example.parts.inputs))
+    attention = attention_of(model, lambda: run(model, parts, with_labels)[0], output, length, detail)
     log_probs = None if rows is None else _array(rows)
     return FinalInference(text, log_probs, attention.weights), attention
 

@@ -7,9 +7,9 @@ an axis runs over tokens or over features.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._pytree import tree_leaves
@@ -19,11 +19,21 @@ PRODUCTS = {"mm": (0, 1), "bmm": (0, 1), "mv": (0, 1), "addmm": (1, 2), "baddbmm
 _EMBEDDINGS = ("embedding", "embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
 _CONVOLUTIONS = ("convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution")
 _SOFTMAXES = ("_softmax", "_safe_softmax")
+_SOFTENING = (*_SOFTMAXES, "_log_softmax", "exp", "exp2")
+_DROPOUTS = ("native_dropout", "bernoulli", "bernoulli_", "_fused_dropout")
 _VIEWS = ("view", "_unsafe_view", "_reshape_alias")
 _RESHAPING = {
     *_VIEWS, "expand", "flip", "index_select", "permute", "repeat", "roll", "select", "slice", "split",
     "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unfold", "unsqueeze",
 }  # fmt: skip
+
+
+class Product(NamedTuple):
+    """Two activations that were multiplied, and how many numbers that gave."""
+
+    left: Origin
+    right: Origin
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,30 +43,51 @@ class Origin:
     `sources` are the inputs, embeddings and attentions that it was made of; `stream` is the first of them, which a
     residual stream keeps through all its layers. `product` names the two activations whose product it is, however
     scaled, masked or normalised since. `joined_from` is the shape before its leading dimensions were joined into
-    one, `shares` what a softmax made of the product. `features` numbers the features along whichever of its axes
+    one, `shares` what a softmax made of the product; `softened` says that it went through an exponential, `dropped`
+    that some of it was dropped at random. `features` numbers the features along whichever of its axes
     they lie, where that is known; of a product the pairs that it is made of.
     """
 
     sources: frozenset[int]
     stream: int
-    product: tuple[Origin, Origin] | None = None
+    product: Product | None = None
     joined_from: torch.Size | None = None
     shares: torch.Tensor | None = None
     features: torch.Tensor | None = None
+    softened: bool = False
+    dropped: bool = False
+
+
+_NOWHERE = Origin(frozenset(), -1)
 
 
 class Lineage:
-    """The origins of the activations of one forward. What is made of parameters and constants alone has none."""
+    """The origins of the activations of one forward. What is made of parameters and constants alone has none.
 
-    def __init__(self) -> None:
+    `constants` are what the model holds: parameters, buffers, tensors in attributes. A tensor that no operator made
+    and that is none of them came with the inputs, whatever it came in.
+    """
+
+    def __init__(self, constants: Iterable[torch.Tensor] = ()) -> None:
         self._origins: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._made: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # of constants alone
+        self._constants = {tensor.untyped_storage().data_ptr() for tensor in constants if _has_memory(tensor)}
         self._count = itertools.count()
+        self.attending = False  # inside a function that is known to attend: a parameter may be its query
         self._attentions: set[int] = set()
 
     def of(self, tensor: Any) -> Origin | None:
         """The origin of a tensor, if it is an activation."""
-        origin: Origin | None = self._origins.get(tensor) if isinstance(tensor, torch.Tensor) else None
+        if not isinstance(tensor, torch.Tensor):
+            return None
+        if tensor not in self._origins and tensor not in self._made and self._came_with_inputs(tensor):
+            self.begin(tensor)
+        origin: Origin | None = self._origins.get(tensor)
         return origin
+
+    def _came_with_inputs(self, tensor: torch.Tensor) -> bool:
+        some = _has_memory(tensor) and tensor.ndim > 0 and tensor.numel() > 0
+        return some and tensor.untyped_storage().data_ptr() not in self._constants
 
     def begin(self, tensor: torch.Tensor, after: Origin | None = None) -> None:
         """A new source: an input, an embedding, or what an attention gave, in the stream of its query."""
@@ -79,21 +110,30 @@ class Lineage:
     def follow(self, name: str, args: Sequence[Any], kwargs: dict[str, Any], outcome: Any) -> None:
         """An operator was called: `name` is its own, without overload."""
         outputs = [item for item in tree_leaves(outcome) if isinstance(item, torch.Tensor)]
-        if name in _EMBEDDINGS:
+        written = name == "lift_fresh"  # a tensor made of numbers that stand in the program
+        operands = [] if written else [item for item in _operands(args, kwargs) if self.of(item) is not None]
+        if not operands:
+            for output in outputs:
+                self._made[output] = True
+        elif name in _EMBEDDINGS:
             self.begin(outputs[0])
             self._origins[outputs[0]] = _with_features(self._origins[outputs[0]], outputs[0], -1)
-        elif name in PRODUCTS:
-            self._multiplied(args, PRODUCTS[name], outputs[0])
+        elif name.rstrip("_") in PRODUCTS:
+            self._multiplied(name.rstrip("_"), args, outputs[0])
         elif name == "copy_":
             self._copied(args[0], args[1])
         else:
-            self._derived(name, args, kwargs, outputs)
+            self._derived(name, args, operands, outputs)
 
-    def _multiplied(self, args: Sequence[Any], places: tuple[int, int], output: torch.Tensor) -> None:
-        left, right = (self.of(args[place]) for place in places)
+    def _multiplied(self, name: str, args: Sequence[Any], output: torch.Tensor) -> None:
+        left, right = (self.of(args[place]) for place in PRODUCTS[name])
+        if self.attending and name in ("bmm", "baddbmm"):
+            left, right = left or _NOWHERE, right or _NOWHERE
         if left is not None and right is not None:
             sources = left.sources | right.sources
-            self._origins[output] = _with_pairs(Origin(sources, left.stream, product=(left, right)), output)
+            self._origins[output] = _with_pairs(
+                Origin(sources, left.stream, product=Product(left, right, output.numel())), output
+            )
         elif left is not None and _mixes_maps(left, -1):  # a layer over heads
             pairs = left.features.select(-1, 0).unsqueeze(-1).expand(output.shape)  # type: ignore[union-attr]
             self._origins[output] = replace(left, features=pairs, joined_from=None)
@@ -109,19 +149,21 @@ class Lineage:
             if target._base is not None and self.of(target._base) is None:  # a part of a buffer that is being filled
                 self._origins[target._base] = replace(origin, features=None, joined_from=None, shares=None)
 
-    def _derived(self, name: str, args: Sequence[Any], kwargs: dict[str, Any], outputs: list[torch.Tensor]) -> None:
-        operands = [item for item in _operands(args, kwargs) if self.of(item) is not None]
-        if not operands:
-            return
+    def _derived(
+        self, name: str, args: Sequence[Any], operands: list[torch.Tensor], outputs: list[torch.Tensor]
+    ) -> None:
         origins = [origin for item in operands if (origin := self.of(item)) is not None]
         first, origin = operands[0], origins[0]
         products = [item.product for item in origins if item.product is not None]
+        products.sort(key=lambda product: product.left.sources != product.right.sources)  # contents before positions
         shares = [item.shares for item in origins if item.shares is not None]
         origin = Origin(
             frozenset().union(*(item.sources for item in origins)),
             origin.stream,
             products[0] if products else None,
             shares=shares[0] if shares else None,
+            softened=name in _SOFTENING or any(item.softened for item in origins if item.product is not None),
+            dropped=name in _DROPOUTS or any(item.dropped for item in origins if item.product is not None),
         )
         features = self._features(name, args, first, origins[0], outputs)
         for output, own in zip(outputs, features):
@@ -156,6 +198,10 @@ class Lineage:
             dimension = args[1] if len(args) > 1 else 0
             return [own.narrow(dimension, 0, 1).expand(outputs[0].shape)] if _constant(own, dimension) else [None]
         return [own if output.shape == own.shape else None for output in outputs]
+
+
+def _has_memory(tensor: torch.Tensor) -> bool:
+    return tensor.layout is torch.strided and tensor.device.type != "meta" and not tensor.is_nested
 
 
 def _operands(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:
