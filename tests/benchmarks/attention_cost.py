@@ -71,7 +71,7 @@ def peak(build, watched):
     with undisturbed(model):
         plain = model(x)
     if watched:
-        attention = attention_of(model, lambda: model(x), plain, None, "mean")
+        attention = attention_of(model, model, x, plain, None, "mean")
         assert attention.weights.shape == (LAYERS, LENGTH, LENGTH), attention.fault
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 

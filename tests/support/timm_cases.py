@@ -19,7 +19,7 @@ MODELS = {
     "beit_base_patch16_224": ({"img_size": 64, "depth": 2}, {"self": 2}),
     "eva02_tiny_patch14_224": ({"img_size": 56}, {"self": 12}),
     "vit_small_patch16_rope_224": ({"img_size": 64, "depth": 2}, {"self": 2}),
-    "pvt_v2_b0": ({}, {"self": 8}),
+    "pvt_v2_b0": ({}, {"self": 2, "cross": 6}),  # to fewer tokens, pooled
     "levit_128s": ({}, {"self": 11}),
     "coatnet_0_224": ({"img_size": 64}, {"self": 7}),
     "xcit_nano_12_p16_224": ({"img_size": 64}, {"feature": 12, "self": 2}),

@@ -27,7 +27,7 @@ from .compiling import as_written
 from .data import copied, tensors_in
 from .discovery import unwrapped
 from .events import heard_by
-from .lineage import PRODUCTS, Lineage, Origin, Product, runs_over_features
+from .lineage import PRODUCTS, Lineage, Origin, Product
 from .returned_attention import returned_maps
 from .undisturbed import undisturbed
 
@@ -57,47 +57,50 @@ def capture_attention(model: torch.nn.Module, *args: Any, **kwargs: Any) -> list
     >>> [(map.name, map.kind, tuple(map.weights.shape)) for map in maps][:2]
     [('layers.0.self_attn', 'self', (1, 2, 5, 5)), ('layers.1.self_attn', 'self', (1, 2, 5, 5))]
     """
-    forward = functools.partial(_call, unwrapped(model), args, kwargs)
+    inside, inputs = unwrapped(model), (args, kwargs)
+    if any(tensor.is_nested for tensor in _all_tensors(inputs)):
+        raise AttentionError("a nested tensor can't be followed; give a padded one, and a mask")
+
+    def forward(own: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+        return inside(*own[0], **own[1])
+
     with undisturbed(model), heard_by(None), as_written():
-        plain = forward()
-    capture = watched(model, forward, plain, _sizes((args, kwargs)))
+        plain = forward(copied(inputs))
+    capture = watched(model, forward, inputs, plain, _sizes(inputs))
     if capture.unseen:
         raise AttentionError(f"no weights can be had of {', '.join(capture.unseen)}")
     return capture.maps
 
 
-def _call(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    own_args, own_kwargs = copied((args, kwargs))  # a forward may write to its inputs
-    return model(*own_args, **own_kwargs)
-
-
 def watched(
     model: torch.nn.Module,
-    forward: Callable[[], Any],
+    forward: Callable[[Any], Any],
+    inputs: Any,
     plain: Any,
     batch: tuple[int, ...],
     keep: Keep = lambda item: item,
 ) -> Capture:
-    """Run `forward`, which calls `model`, and watch it attend; `plain` is what it gave before.
+    """Run `forward`, which calls `model`, on a copy of `inputs`, and watch it; `plain` is what it gave before.
 
     `batch` are the sizes that the batch dimension may have. `keep` says what of a map is kept: it is applied as soon
     as the map is known, so that no more than one layer's heads are held at a time.
     """
-    watcher, output = _watch(model, forward, batch, keep)
+    watcher, output = _watch(model, forward, inputs, batch, keep)
     if not watcher.records:
         with _spelled_out(model) as other:
             if other:
-                watcher, output = _watch(model, forward, batch, keep)
+                watcher, output = _watch(model, forward, inputs, batch, keep)
     _hold_against(output, plain)
-    maps = _named(_kinds(_joined_heads(watcher.records), keep))
+    maps = _named(_kinds(watcher.records))
     returned = [keep(item) for item in returned_maps(plain, batch)]
     return Capture(_with_returned(maps, returned), watcher.unseen)
 
 
 def _watch(
-    model: torch.nn.Module, forward: Callable[[], Any], batch: tuple[int, ...], keep: Keep
+    model: torch.nn.Module, forward: Callable[[Any], Any], inputs: Any, batch: tuple[int, ...], keep: Keep
 ) -> tuple[_Watcher, Any]:
-    """One watched forward, and what it gave."""
+    """One watched forward, and what it gave; it gets inputs of its own to write to."""
+    own = copied(inputs)
     root = getattr(model, "original_name", type(unwrapped(model)).__name__)
     names = {id(module): name for name, module in reversed(list(unwrapped(model).named_modules()))}
     names[id(unwrapped(model))] = root
@@ -106,9 +109,10 @@ def _watch(
         watching.enter_context(watcher.naming(unwrapped(model), names))
         watching.enter_context(_SlowPath(watcher))
         watching.enter_context(watcher)
-        output = forward()
+        output = forward(own)
     if watcher.fault is not None:
         raise watcher.fault
+    watcher.settle()
     return watcher, output
 
 
@@ -129,12 +133,17 @@ def _spelled_out(model: torch.nn.Module) -> Iterator[bool]:
 
 @dataclass(frozen=True)
 class _Record:
-    """A map with what tells its kind: where its queries and keys come from; `headless` that it has one head only."""
+    """A map with what tells its kind: where queries and keys come from, and which tokens they are.
+
+    `one_head` says that there is no dimension of heads.
+    """
 
     map: AttentionMap
     query: Origin | None
     key: Origin | None
-    headless: bool
+    rows: frozenset[int]
+    columns: frozenset[int]
+    one_head: bool
 
 
 class _SlowPath(TorchFunctionMode):
@@ -147,7 +156,7 @@ class _SlowPath(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not torch.nn.functional.multi_head_attention_forward:
             return func(*args, **(kwargs or {}))
-        with self._watcher.attending(heads=args[4]):
+        with self._watcher.attending():
             return func(*args, **(kwargs or {}))
 
 
@@ -162,13 +171,12 @@ class _Watcher(TorchDispatchMode):
         self.records: list[_Record] = []
         self.unseen: list[str] = []
         self.fault: Exception | None = None
-        self.heads: int | None = None
         self._batch = batch
-        self._lengths: set[int] = set()
         self._keep = keep
         self._lineage = Lineage(constants)
         self._inside: list[str] = []
         self._thread = threading.get_ident()
+        self._pending: list[_Record] = []
         self._recorded: dict[int, tuple[Any, int]] = {}  # of each product, how many numbers of it were recorded
 
     # Where in the model
@@ -180,8 +188,6 @@ class _Watcher(TorchDispatchMode):
         def enter(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
             if threading.get_ident() != self._thread:
                 return
-            if not self._inside:
-                self._begin((args, kwargs))
             self._inside.append(names.get(id(module), self._root))
 
         def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
@@ -196,22 +202,17 @@ class _Watcher(TorchDispatchMode):
             yield
 
     @contextlib.contextmanager
-    def attending(self, heads: int) -> Iterator[None]:
-        """In this block an attention of so many heads is worked out."""
-        before, self.heads, self._lineage.attending = self.heads, heads, True
+    def attending(self) -> Iterator[None]:
+        """In this block an attention is worked out."""
+        self._lineage.attending = True
         try:
             yield
         finally:
-            self.heads, self._lineage.attending = before, False
+            self._lineage.attending = False
 
     @property
     def _name(self) -> str:
         return self._inside[-1] if self._inside else self._root
-
-    def _begin(self, inputs: Any) -> None:
-        for tensor in _all_tensors(inputs):
-            if tensor.ndim < 4:  # no image
-                self._lengths.update(tensor.shape[:-1] if tensor.is_floating_point() else tensor.shape)
 
     # Operators
 
@@ -245,30 +246,30 @@ class _Watcher(TorchDispatchMode):
             origin = self._lineage.of(weights)
             if origin is None or origin.product is None or not origin.softened or weights.ndim < 2:
                 continue
-            own_values = self._lineage.of(values)
-            if own_values is None or own_values.product is not None or self._is_recorded(origin.product, weights):
+            of_values = self._lineage.of(values)
+            if of_values is None or of_values.product is not None or self._is_recorded(origin.product, weights):
                 continue
-            shares = wide(weights.mT if turned else weights)
-            check = None
+            product = origin.product
+            query, key, rows, columns = product.left, product.right, origin.tokens, origin.others
+            given = output
+            if turned:
+                weights, values, given = weights.mT, values.mT, output.mT
+                rows, columns = (None if numbers is None else numbers.mT for numbers in (rows, columns))
+            if _varies(rows, -1) or _varies(columns, -2):  # keys were multiplied by queries
+                query, key, rows, columns = key, query, columns, rows
+            shares, check = wide(weights), None
             before = None if rows_are_shares(shares) else _softened(shares, origin, turned)
             if before is not None and origin.dropped and before.shape == shares.shape:
                 shares = before
             elif before is None and not rows_are_shares(shares):
                 continue
             elif name in ("mm", "bmm", "mv"):
-                own = wide(values.mT if turned and values.ndim > 1 else values)
-                given = wide(output.mT if turned and output.ndim > 1 else output)
-                check = float((shares @ own - given).abs().max())
-            self._record(origin.product, weights)
-            query, key = origin.product.left, origin.product.right
-            if turned:
-                query, key = key, query
-            over_features = runs_over_features(self._lineage.of(values), -1 if turned else -2)
-            if origin.joined_from is not None:
-                apart = (shares.mT if turned else shares).reshape(origin.joined_from)
-                shares = apart.mT if turned else apart
-            self._keep_map(shares, "observed", check, (query, key), over_features)
-            self._lineage.begin(output, after=query)
+                check = float((shares @ wide(values) - wide(given)).abs().max())
+            self._recorded[id(product)] = product, self._recorded.get(id(product), (product, 0))[1] + weights.numel()
+            places = _Places(rows, columns) if rows is not None and columns is not None else None
+            self._keep_map(shares, "observed", check, (query, key), places, product.over_features)
+            tokens = None if rows is None else rows.narrow(-1, 0, 1).expand(given.shape)
+            self._lineage.attended(output, query, tokens.mT if tokens is not None and turned else tokens)
             return
         self._lineage.follow(name, args, {}, output)
 
@@ -277,31 +278,32 @@ class _Watcher(TorchDispatchMode):
         _, numbers = self._recorded.get(id(product), (product, 0))
         return numbers > 0 and numbers + weights.numel() > product.size
 
-    def _record(self, product: Product, weights: torch.Tensor) -> None:
-        _, numbers = self._recorded.get(id(product), (product, 0))
-        self._recorded[id(product)] = product, numbers + weights.numel()
-
     def _kernel(self, name: str, operator: Any, args: Any, kwargs: Any, outcome: Any) -> None:
         with torch.autocast(_device_of(args), enabled=False):
             native = native_weights(operator, args, kwargs) if hasattr(operator, "_schema") else None
             kernel = as_kernel(operator, args, kwargs) if native is None else None
             found = None if kernel is None else kernel_weights(kernel, outcome)
+        outputs = [item for item in tree_leaves(outcome) if isinstance(item, torch.Tensor)]
         if native is not None:
             query = self._lineage.of(args[0])
             key = self._lineage.of(args[1]) if isinstance(args[1], torch.Tensor) else query
-            self._keep_map(wide(native), "native", None, (query, key), over_features=False)
+            rows, columns = (_of_heads(item, native.shape[1], -1) for item in (query, key))
+            places = _spread(rows, columns, native.shape)
+            self._keep_map(wide(native), "native", None, (query, key), places, over_features=False)
+            self._lineage.attended(outputs[0], query, None if query is None else query.tokens)
         elif kernel is not None and found is not None:
-            query, key, value = map(self._lineage.of, (kernel.query, kernel.key, kernel.value))
-            over_features = runs_over_features(value, -2) and kernel.value.shape[-2] == found.weights.shape[-1]
-            self._keep_map(found.weights, found.source, found.check, (query, key), over_features)
+            query, key = self._lineage.of(kernel.query), self._lineage.of(kernel.key)
+            heads = found.weights.shape[1] if found.weights.ndim > 3 else 1
+            axis = 2 if found.tokens_first else None
+            rows, columns = (_of_heads(item, heads, axis) for item in (query, key))
+            places = _spread(rows, columns, found.weights.shape)
+            over_features = any(item is not None and _varies(item.tokens, -1) for item in (query, key))
+            self._keep_map(found.weights, found.source, found.check, (query, key), places, over_features)
+            self._lineage.attended(outputs[0], query, None if query is None else query.tokens)
         else:
-            if kernel is not None:
+            if kernel is not None and kernel.named:
                 self.unseen.append(f"{operator.name()} in {self._name}")
             self._lineage.follow(name, args, kwargs, outcome)
-            return
-        for output in tree_leaves(outcome):
-            if isinstance(output, torch.Tensor):
-                self._lineage.begin(output, after=query)
 
     # Maps
 
@@ -311,33 +313,113 @@ class _Watcher(TorchDispatchMode):
         source: str,
         check: float | None,
         origins: tuple[Origin | None, Origin | None],
+        places: _Places | None,
         over_features: bool,
     ) -> None:
-        queries, keys = weights.shape[-2:]
-        arranged, headless, windows = self._arranged(weights)
-        same = self._lineage.same_tokens(*origins, square=queries == keys)
+        same = self._lineage.same_tokens(*origins, square=weights.shape[-2] == weights.shape[-1])
+        arranged = None if places is None or over_features else _arranged_by_tokens(weights, places)
+        if arranged is None:
+            arranged = self._arranged_by_shape(weights)
+        elif same and not arranged.columns & arranged.rows:  # of the same stream, but of other tokens of it
+            same = False
         kind = "feature" if over_features else "self" if same else "cross"
-        if kind == "self" and windows:
+        if kind == "self" and self._batch and len(arranged.weights) not in self._batch:
             kind = "window"
-        record = AttentionMap(self._name, kind, arranged, source, check)
-        self.records.append(_Record(self._keep(record), *origins, headless))
+        item = AttentionMap(self._name, kind, arranged.weights, source, check)
+        one_head = arranged.weights.shape[1] == 1
+        self._pending.append(_Record(item, *origins, arranged.rows, arranged.columns, one_head))
+        if not (len(self._pending) > 1 and _belong_together(*self._pending[-2:])):
+            self._settle(self._pending[:-1])
+            self._pending = self._pending[-1:]
 
-    def _arranged(self, weights: torch.Tensor) -> tuple[torch.Tensor, bool, bool]:
-        """Weights as `[batch, heads, query, key]`; whether they have no dimension of heads, and one of windows."""
+    def _settle(self, parts: list[_Record]) -> None:
+        """Heads, or parts of the queries, that were worked out one by one are one map."""
+        if parts:
+            whole = _joined(parts)
+            self.records.append(replace(whole, map=self._keep(whole.map)))
+
+    def settle(self) -> None:
+        """The forward is over."""
+        self._settle(self._pending)
+        self._pending = []
+
+    def _arranged_by_shape(self, weights: torch.Tensor) -> _Arranged:
+        """Weights as `[batch, heads, query, key]`, where the tokens aren't known."""
         *leading, queries, keys = weights.shape
         total = math.prod(leading)
-        if self.heads is not None and total % self.heads == 0:
-            batch = total // self.heads
-        elif len(leading) > 2 and leading[0] in self._batch and queries in self._lengths:  # heads in groups
-            batch = leading[0]
-        elif len(leading) > 1:
+        if len(leading) > 1:
             batch = math.prod(leading[:-1])
         else:
             likely = sorted(self._batch, key=lambda size: size == queries)  # the length may be one of them
             batch = next((size for size in likely if total % size == 0), 1)
-        headless = self.heads is None and len(leading) < 2 and total == batch
-        windows = batch not in self._batch or (len(leading) > 2 and queries not in self._lengths)
-        return weights.reshape(batch, -1, queries, keys), headless, windows
+        return _Arranged(weights.reshape(batch, -1, queries, keys), frozenset(), frozenset())
+
+
+class _Places(NamedTuple):
+    """Which tokens the weights are of, each in its place: queries and keys, in the weights' own shape."""
+
+    rows: torch.Tensor
+    columns: torch.Tensor
+
+
+class _Arranged(NamedTuple):
+    """Weights `[batch, heads, query, key]`, and the tokens of their queries and keys."""
+
+    weights: torch.Tensor
+    rows: frozenset[int]
+    columns: frozenset[int]
+
+
+def _of_heads(origin: Origin | None, heads: int, axis: int | None) -> torch.Tensor | None:
+    """The tokens of queries or keys `[batch, heads, token]`; `axis` is that of the heads, if it isn't the second."""
+    if origin is None or origin.tokens is None:
+        return None
+    tokens = origin.tokens[..., 0]
+    if axis == -1:
+        tokens = tokens.unsqueeze(1).expand(-1, heads, -1)
+    elif axis is not None:
+        tokens = tokens.transpose(1, axis)
+    return tokens.repeat_interleave(heads // tokens.shape[1], 1) if tokens.ndim > 2 else tokens
+
+
+def _spread(rows: torch.Tensor | None, columns: torch.Tensor | None, shape: torch.Size) -> _Places | None:
+    if rows is None or columns is None:
+        return None
+    return _Places(rows.unsqueeze(-1).expand(shape), columns.unsqueeze(-2).expand(shape))
+
+
+def _arranged_by_tokens(weights: torch.Tensor, places: _Places) -> _Arranged | None:
+    """Weights as `[batch, heads, query, key]`: heads are of the same tokens, examples and windows of others.
+
+    None where tokens stand in no such order.
+    """
+    *_, queries, keys = weights.shape
+    flat = weights.reshape(-1, queries, keys)
+    rows = places.rows.reshape(flat.shape)[..., 0]
+    columns = places.columns.reshape(flat.shape)[:, 0]
+    alone = len(set(rows[0].tolist()))
+    if alone < queries:  # heads that were joined with the queries
+        if queries % alone or len(set(columns[0].tolist())) < keys:
+            return None
+        flat, rows = _heads_apart(flat, rows, alone)
+        columns = columns.repeat_interleave(len(flat) // len(columns), 0)
+    groups: dict[Any, list[int]] = {}
+    for index, key in enumerate(zip(map(tuple, rows.tolist()), map(tuple, columns.tolist()))):
+        groups.setdefault(key, []).append(index)
+    heads = {len(group) for group in groups.values()}
+    if len(heads) > 1:
+        return None
+    arranged = torch.stack([flat[group] for group in groups.values()])
+    return _Arranged(arranged, frozenset(rows.flatten().tolist()), frozenset(columns.flatten().tolist()))
+
+
+def _heads_apart(flat: torch.Tensor, rows: torch.Tensor, alone: int) -> tuple[torch.Tensor, torch.Tensor]:
+    count, queries, keys = flat.shape
+    heads = queries // alone
+    if bool((rows[:, :alone] == rows[:, -alone:]).all()):  # head by head
+        return flat.reshape(count * heads, alone, keys), rows.reshape(count * heads, alone)
+    turned = flat.reshape(count, alone, heads, keys).transpose(1, 2).reshape(count * heads, alone, keys)
+    return turned, rows.reshape(count, alone, heads).transpose(1, 2).reshape(count * heads, alone)
 
 
 def _softened(found: torch.Tensor, origin: Origin, turned: bool) -> torch.Tensor | None:
@@ -348,41 +430,35 @@ def _softened(found: torch.Tensor, origin: Origin, turned: bool) -> torch.Tensor
     if origin.shares.numel() == found.numel():
         before = before.reshape(found.mT.shape if turned else found.shape)
     before = before.mT if turned else before
-    return before if before.shape[-2:] == found.shape[-2:] and rows_are_shares(before) else None
+    fits = before.shape[-2] == found.shape[-2] and before.shape[-1] >= found.shape[-1]  # a sink is cut off again
+    return before if fits and rows_are_shares(before) else None
 
 
-def _some_dropped(found: torch.Tensor, before: torch.Tensor) -> bool:
-    """Whether weights are shares of which some were dropped, and the others scaled."""
-    if found.shape != before.shape:
+def _varies(numbers: torch.Tensor | None, axis: int) -> bool:
+    return numbers is not None and numbers.shape[axis] > 1 and bool((numbers != numbers.narrow(axis, 0, 1)).any())
+
+
+def _belong_together(one: _Record, other: _Record) -> bool:
+    """Whether two maps are heads, or parts of the queries, of one."""
+    if not (one.query and other.query and one.key and other.key and one.rows) or one.map.kind != other.map.kind:
         return False
-    factors = (found / before)[found != 0]
-    return factors.numel() > 0 and bool(factors.max() - factors.min() < 1e-3)
-
-
-def _joined_heads(records: list[_Record]) -> list[_Record]:
-    """Heads that were worked out one by one, of the same tokens, are one map."""
-    joined: list[_Record] = []
-    for record in records:
-        last = joined[-1] if joined else None
-        if last is not None and last.headless and record.headless and _are_heads(last, record):
-            weights = torch.cat([last.map.weights, record.map.weights], 1)
-            checks = [check for check in (last.map.check, record.map.check) if check is not None]
-            common = _common_path(last.map.name, record.map.name)
-            whole = replace(last.map, name=common, weights=weights, check=max(checks, default=None), heads=None)
-            joined[-1] = replace(last, map=whole)
-        else:
-            joined.append(record)
-    return joined
-
-
-def _are_heads(one: _Record, other: _Record) -> bool:
-    if one.query is None or other.query is None or one.key is None or other.key is None:
+    sources = [(item.query.sources, item.key.sources) for item in (one, other) if item.query and item.key]
+    if sources[0] != sources[1] or one.columns != other.columns or not _common_path(one.map.name, other.map.name):
         return False
-    return (
-        one.map.kind == other.map.kind
-        and one.map.weights.shape[-2:] == other.map.weights.shape[-2:]
-        and (one.query.sources, one.key.sources) == (other.query.sources, other.key.sources)
-    )
+    if one.rows.isdisjoint(other.rows):
+        return one.map.kind == "self" and one.map.weights.shape[:2] == other.map.weights.shape[:2]
+    both = one.map.weights.shape, other.map.weights.shape
+    return one.one_head and other.one_head and one.rows == other.rows and both[0] == both[1]
+
+
+def _joined(parts: list[_Record]) -> _Record:
+    if len(parts) == 1:
+        return parts[0]
+    of_heads = parts[0].rows == parts[1].rows
+    weights = torch.cat([part.map.weights for part in parts], 1 if of_heads else -2)
+    checks = [part.map.check for part in parts if part.map.check is not None]
+    path = functools.reduce(_common_path, (part.map.name for part in parts))
+    return replace(parts[0], map=replace(parts[0].map, name=path, weights=weights, check=max(checks, default=None)))
 
 
 def _common_path(one: str, other: str) -> str:
@@ -394,18 +470,29 @@ def _common_path(one: str, other: str) -> str:
     return ".".join(parts)
 
 
-def _kinds(records: list[_Record], keep: Keep) -> list[AttentionMap]:
-    """The maps; those of an encoder, whose tokens a decoder attends to, are told apart."""
+def _kinds(records: list[_Record]) -> list[AttentionMap]:
+    """The maps; those of an encoder, which a decoder attends to, and those of parts of the tokens, are told apart."""
     crossing = [record for record in records if record.map.kind == "cross" and record.key and record.query]
     attended = {record.key.stream for record in crossing if record.key}
     attending = {record.query.stream for record in crossing if record.query}
     maps = []
     for record in records:
-        item = keep(record.map) if record.headless else record.map
+        item = record.map
         stream = None if record.query is None else record.query.stream
         alone = stream in attended and (stream not in attending or _is_encoders(item.name))
+        if item.kind == "self" and any(_are_windows(record, other) for other in records):
+            item = replace(item, kind="window")
         maps.append(replace(item, kind="encoder") if item.kind == "self" and alone else item)
     return maps
+
+
+def _are_windows(one: _Record, other: _Record) -> bool:
+    """Whether two maps are of the same stream at the same place, each of tokens of its own."""
+    if one.query is None or other.query is None or other.map.kind != "self":
+        return False
+    same = one.query.sources == other.query.sources and one.map.square and other.map.square
+    own = {row for row in one.rows if row >= 0}  # the model's own tokens, below nought, are in each
+    return same and bool(own) and own.isdisjoint(other.rows)
 
 
 def _is_encoders(name: str) -> bool:
@@ -470,12 +557,14 @@ def _all_tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _sizes(inputs: Any) -> tuple[int, ...]:
-    """The sizes that the batch dimension of a model's inputs may have: their first one, or the second."""
+    """The sizes that the batch dimension of a model's inputs may have; none where no input is found."""
+    sizes: list[int] = []
     for tensor in _all_tensors(inputs):
         if tensor.ndim < 2 or (tensor.ndim == 2 and tensor.is_floating_point()):
-            return (1,)
-        return tuple(tensor.shape[: 2 if tensor.ndim == 3 else 1])
-    return (1,)
+            sizes.append(1)  # one example, without a batch
+        whole = tensor.ndim > 3 or tensor.is_floating_point()
+        sizes += tensor.shape[:1] if tensor.ndim > 3 else tensor.shape[: tensor.ndim - whole]
+    return tuple(dict.fromkeys(sizes))
 
 
 def _device_of(args: Any) -> str:

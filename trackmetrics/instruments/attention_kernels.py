@@ -20,19 +20,22 @@ _QUERY, _KEY, _VALUE = "query", "key", "value"
 class Weights(NamedTuple):
     """Attention weights `[batch, heads, query, key]`, how they were had, and how far they are from what came out.
 
-    `check` is the largest absolute difference between weights times values and the operator's own output.
+    `check` is the largest absolute difference between weights times values and the operator's own output;
+    `tokens_first` says that queries, keys and values are `[batch, token, heads, width]`.
     """
 
     weights: torch.Tensor
     source: str
     check: float
+    tokens_first: bool
 
 
 class Kernel(NamedTuple):
-    """A call of an operator that takes queries, keys and values."""
+    """A call of an operator that takes queries, keys and values; `named` says that it calls them so."""
 
     operator: Any
     arguments: dict[str, Any]
+    named: bool
     query: torch.Tensor
     key: torch.Tensor
     value: torch.Tensor
@@ -46,9 +49,11 @@ def as_kernel(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     tensors = {name: item for name, item in arguments.items() if isinstance(item, torch.Tensor)}
     named = [tensors[name] for name in (_QUERY, _KEY, _VALUE) if name in tensors]
     found = named if len(named) == 3 else list(tensors.values())[:3]
+    if schema is not None and schema.is_mutable:
+        return None  # asked again, it would write again
     if len(found) < 3 or len({item.ndim for item in found}) > 1 or not 3 <= found[0].ndim <= 4:
         return None
-    return Kernel(operator, arguments, *found)
+    return Kernel(operator, arguments, len(named) == 3, *found)
 
 
 _FLEX_NAMES = [
@@ -74,7 +79,7 @@ def kernel_weights(kernel: Kernel, outcome: Any) -> Weights | None:
             continue
         check = _difference(weights, kernel, output, tokens_first)
         if check <= tolerance(output):
-            return Weights(weights, source, check)
+            return Weights(weights, source, check, tokens_first)
     return None
 
 

@@ -39,15 +39,19 @@ def infer(
     none, rows whose exponentials sum to 1 are taken as they are, probabilities through the logarithm, anything
     else through `log_softmax`. Raises what the model raises, and `PairingError` where its output is no prediction.
     """
-    parts = example.parts._replace(inputs=copied(example.parts.inputs))  # a forward may write to its inputs
+    inputs = example.parts.inputs
+    parts = example.parts._replace(inputs=copied(inputs))  # a forward may write to its inputs
     with undisturbed(model, describe):
         output, rows, with_labels = _predicted(model, parts, pairing)
         text = (describe or describe_example)(example.raw)
     if not isinstance(text, str):
         raise ArgumentError(f"describe returned a {type(text).__name__}; return a string")
     length = None if rows is None else len(rows)
-    parts = example.parts._replace(inputs=copied(example.parts.inputs))
-    attention = attention_of(model, lambda: run(model, parts, with_labels)[0], output, length, detail)
+
+    def forward(own: Any) -> Any:
+        return run(model, parts._replace(inputs=own), with_labels)[0]
+
+    attention = attention_of(model, forward, inputs, output, length, detail)
     log_probs = None if rows is None else _array(rows)
     return FinalInference(text, log_probs, attention.weights), attention
 

@@ -27,9 +27,9 @@ class InferenceAttention(NamedTuple):
 
 
 def attention_of(
-    model: torch.nn.Module, forward: Callable[[], Any], plain: Any, length: int | None, detail: Detail
+    model: torch.nn.Module, forward: Callable[[Any], Any], inputs: Any, plain: Any, length: int | None, detail: Detail
 ) -> InferenceAttention:
-    """The attention in `forward`, which calls `model` on one example; `plain` is what it gave before.
+    """The attention in `forward`, which calls `model` on one example's `inputs`; `plain` is what it gave before.
 
     Maps of `length` make the stack, where there are some. With the detail `heads` each head's are kept too. Where
     watching fails, the maps that the model returned are taken, and `fault` says why.
@@ -40,7 +40,7 @@ def attention_of(
     unseen: list[str] = []
     fault = None
     try:
-        maps, unseen = watched(model, forward, plain, _ONE, keep)
+        maps, unseen = watched(model, forward, inputs, plain, _ONE, keep)
     except Exception as error:
         maps = [keep(item) for item in returned_maps(plain)]
         fault = str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,13 +1,14 @@
 """Where the tensors of a forward come from, followed from operator to operator.
 
-What attention is made of is known by that: scores are a product of two activations, queries and keys have sources, and
-an axis runs over tokens or over features.
+What attention is made of is known by that: scores are a product of two activations; queries and keys have sources; each
+element of an activation is a feature of a token, and both are numbered.
 """
 
 from __future__ import annotations
 
+import bisect
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -23,39 +24,46 @@ _SOFTENING = (*_SOFTMAXES, "_log_softmax", "exp", "exp2")
 _DROPOUTS = ("native_dropout", "bernoulli", "bernoulli_", "_fused_dropout")
 _VIEWS = ("view", "_unsafe_view", "_reshape_alias")
 _RESHAPING = {
-    *_VIEWS, "expand", "flip", "index_select", "permute", "repeat", "roll", "select", "slice", "split",
-    "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unfold", "unsqueeze",
+    *_VIEWS, "expand", "flip", "gather", "index", "index_select", "permute", "repeat", "roll", "select", "slice",
+    "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unfold", "unsqueeze",
 }  # fmt: skip
 
 
 class Product(NamedTuple):
-    """Two activations that were multiplied, and how many numbers that gave."""
+    """Two activations that were multiplied, how many numbers that gave, and whether features were paired by tokens."""
 
     left: Origin
     right: Origin
     size: int
+    over_features: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Origin:
     """Where an activation comes from.
 
     `sources` are the inputs, embeddings and attentions that it was made of; `stream` is the first of them, which a
-    residual stream keeps through all its layers. `product` names the two activations whose product it is, however
-    scaled, masked or normalised since. `joined_from` is the shape before its leading dimensions were joined into
-    one, `shares` what a softmax made of the product; `softened` says that it went through an exponential, `dropped`
-    that some of it was dropped at random. `features` numbers the features along whichever of its axes
-    they lie, where that is known; of a product the pairs that it is made of.
+    residual stream keeps through all its layers. `tokens` and `features` give each element the numbers of its own.
+    `product` names the two activations whose product it is, however scaled, masked or normalised since; `tokens`
+    are then those of the left factor, and `others` those of the right one. `shares` is what a softmax made of the
+    product; `softened` says that it went through an exponential, `dropped` that some of it was dropped at random.
     """
 
     sources: frozenset[int]
     stream: int
-    product: Product | None = None
-    joined_from: torch.Size | None = None
-    shares: torch.Tensor | None = None
+    tokens: torch.Tensor | None = None
     features: torch.Tensor | None = None
+    product: Product | None = None
+    others: torch.Tensor | None = None
+    shares: torch.Tensor | None = None
     softened: bool = False
     dropped: bool = False
+
+    def moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> Origin:
+        """The same with all numbers moved to other places."""
+        own = (None if item is None else move(item) for item in (self.tokens, self.features, self.others))
+        tokens, features, others = own
+        return replace(self, tokens=tokens, features=features, others=others)
 
 
 _NOWHERE = Origin(frozenset(), -1)
@@ -73,8 +81,9 @@ class Lineage:
         self._made: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # of constants alone
         self._constants = {tensor.untyped_storage().data_ptr() for tensor in constants if _has_memory(tensor)}
         self._count = itertools.count()
-        self.attending = False  # inside a function that is known to attend: a parameter may be its query
         self._attentions: set[int] = set()
+        self._first_tokens = [0]  # of each set of tokens that were numbered together
+        self.attending = False  # inside a function that is known to attend: a parameter may be its query
 
     def of(self, tensor: Any) -> Origin | None:
         """The origin of a tensor, if it is an activation."""
@@ -89,15 +98,47 @@ class Lineage:
         some = _has_memory(tensor) and tensor.ndim > 0 and tensor.numel() > 0
         return some and tensor.untyped_storage().data_ptr() not in self._constants
 
-    def begin(self, tensor: torch.Tensor, after: Origin | None = None) -> None:
-        """A new source: an input, an embedding, or what an attention gave, in the stream of its query."""
+    def begin(self, tensor: torch.Tensor) -> None:
+        """A new source: an input or an embedding."""
         number = next(self._count)
-        if after is not None:
-            self._attentions.add(number)
-        self._origins[tensor] = Origin(frozenset([number]), number if after is None else after.stream)
+        self._origins[tensor] = self.numbered(Origin(frozenset([number]), number), tensor)
+
+    def attended(self, output: torch.Tensor, query: Origin | None, tokens: torch.Tensor | None) -> None:
+        """What an attention gave, for these tokens, in the stream of its query."""
+        number = next(self._count)
+        self._attentions.add(number)
+        origin = Origin(frozenset([number]), number if query is None or query is _NOWHERE else query.stream)
+        origin = self.numbered(origin, output)
+        if tokens is not None and tokens.shape == output.shape and query is not None and query.sources:
+            origin = replace(origin, tokens=tokens)
+        self._origins[output] = origin
+
+    # Tokens
+
+    def numbered(self, origin: Origin, tensor: torch.Tensor, features: int | None = None) -> Origin:
+        """Numbers for tokens that are met for the first time; `features` is the axis along which features lie.
+
+        By default it is the last one, of an image and the like the second.
+        """
+        if tensor.ndim == 0 or tensor.numel() == 0:
+            return replace(origin, tokens=None, features=None)
+        axis = (1 if tensor.ndim >= 4 else tensor.ndim - 1) if features is None else features % tensor.ndim
+        shape = list(tensor.shape)
+        width, shape[axis] = shape[axis], 1
+        along = [1] * tensor.ndim
+        along[axis] = width
+        number = tensor.numel() // width
+        first = self._first_tokens[-1]
+        self._first_tokens.append(first + number)
+        tokens = torch.arange(first, first + number).view(shape).expand(tensor.shape)
+        return replace(origin, tokens=tokens, features=torch.arange(width).view(along).expand(tensor.shape))
+
+    def numbered_with(self, token: int) -> int:
+        """Which set of tokens a token was numbered with."""
+        return bisect.bisect_right(self._first_tokens, token)
 
     def same_tokens(self, query: Origin | None, key: Origin | None, square: bool) -> bool:
-        """Whether queries and keys are made of the same tokens; where an origin is unknown, the lengths tell.
+        """Whether queries and keys have the same sources; where an origin is unknown, the lengths tell.
 
         One may have been given something beside them, such as positions, but not what an attention gave.
         """
@@ -106,6 +147,8 @@ class Lineage:
         beside = query.sources ^ key.sources
         nested = query.sources <= key.sources or key.sources <= query.sources
         return not beside or (square and nested and beside.isdisjoint(self._attentions))
+
+    # Operators
 
     def follow(self, name: str, args: Sequence[Any], kwargs: dict[str, Any], outcome: Any) -> None:
         """An operator was called: `name` is its own, without overload."""
@@ -117,147 +160,175 @@ class Lineage:
                 self._made[output] = True
         elif name in _EMBEDDINGS:
             self.begin(outputs[0])
-            self._origins[outputs[0]] = _with_features(self._origins[outputs[0]], outputs[0], -1)
         elif name.rstrip("_") in PRODUCTS:
             self._multiplied(name.rstrip("_"), args, outputs[0])
         elif name == "copy_":
             self._copied(args[0], args[1])
+        elif name in _CONVOLUTIONS:
+            self._convolved(operands[0], outputs[0])
         else:
             self._derived(name, args, operands, outputs)
 
     def _multiplied(self, name: str, args: Sequence[Any], output: torch.Tensor) -> None:
-        left, right = (self.of(args[place]) for place in PRODUCTS[name])
+        factors = [args[place] for place in PRODUCTS[name]]
+        left, right = map(self.of, factors)
         if self.attending and name in ("bmm", "baddbmm"):
-            left, right = left or _NOWHERE, right or _NOWHERE
+            left, right = left or self._of_parameter(factors[0]), right or self._of_parameter(factors[1].mT)
         if left is not None and right is not None:
-            sources = left.sources | right.sources
-            self._origins[output] = _with_pairs(
-                Origin(sources, left.stream, product=Product(left, right, output.numel())), output
-            )
-        elif left is not None and _mixes_maps(left, -1):  # a layer over heads
-            pairs = left.features.select(-1, 0).unsqueeze(-1).expand(output.shape)  # type: ignore[union-attr]
-            self._origins[output] = replace(left, features=pairs, joined_from=None)
-        elif left is not None:  # by a weight: a linear layer
-            self._origins[output] = _with_features(Origin(left.sources, left.stream), output, -1)
+            over_features = _varies(left.tokens, -1) or (output.ndim > 1 and _varies(right.tokens, -2))
+            product = Product(left, right, output.numel(), over_features)
+            origin = Origin(left.sources | right.sources, left.stream, product=product)
+            if output.ndim > 1:
+                rows = None if left.tokens is None else left.tokens.narrow(-1, 0, 1).expand(output.shape)
+                columns = None if right.tokens is None else right.tokens.narrow(-2, 0, 1).expand(output.shape)
+                origin = replace(origin, tokens=rows, others=columns)
+            self._origins[output] = origin
+        elif left is not None:
+            self._origins[output] = self._weighed(left, output, -1)
         elif right is not None:
-            self._origins[output] = _with_features(Origin(right.sources, right.stream), output, -2)
+            self._origins[output] = self._weighed(right, output, -2)
+
+    def _of_parameter(self, factor: torch.Tensor) -> Origin:
+        """A query that is a parameter: its tokens are the same in each head and example."""
+        numbered = self.numbered(_NOWHERE, factor[:1])
+        return numbered.moved(lambda numbers: numbers.expand(factor.shape))
+
+    def _weighed(self, origin: Origin, output: torch.Tensor, axis: int) -> Origin:
+        """What a linear layer makes of an activation, summing over an axis of it: over features, most often."""
+        tokens = origin.tokens
+        if tokens is not None and tokens.ndim == output.ndim and not _varies(tokens, axis):
+            spread = origin.moved(lambda numbers: numbers.narrow(axis, 0, 1).expand(output.shape))
+            if origin.product is not None and not origin.product.over_features and not _varies(origin.others, axis):
+                return spread  # a layer over heads
+            origin = Origin(origin.sources, origin.stream)
+            return replace(origin, tokens=spread.tokens, features=_along(output, axis))
+        return self.numbered(Origin(origin.sources, origin.stream), output, axis)
+
+    def _convolved(self, image: torch.Tensor, output: torch.Tensor) -> None:
+        origin = self._origins[image]
+        if output.ndim == image.ndim and output.shape[2:] == image.shape[2:]:
+            self._origins[output] = self._weighed(origin, output, 1)
+        else:
+            self._origins[output] = self.numbered(Origin(origin.sources, origin.stream), output, 1)
 
     def _copied(self, target: torch.Tensor, value: Any) -> None:
         origin = self.of(value)
         if origin is not None:
-            self._origins[target] = replace(origin, features=None)
+            if value.shape != target.shape:
+                origin = origin.moved(lambda numbers: numbers.expand(target.shape))
+            self._origins[target] = origin
             if target._base is not None and self.of(target._base) is None:  # a part of a buffer that is being filled
-                self._origins[target._base] = replace(origin, features=None, joined_from=None, shares=None)
+                self._origins[target._base] = self._filled(origin, target)
+
+    def _filled(self, origin: Origin, part: torch.Tensor) -> Origin:
+        """The origin of a buffer of which a part was filled: its other parts hold the like, as far as shapes tell."""
+        whole = part._base
+        assert whole is not None
+        missing = [axis for axis in range(whole.ndim) if whole.stride()[axis] not in part.stride()]
+        if len(missing) != whole.ndim - part.ndim or len(missing) > 1:
+            return replace(origin, tokens=None, features=None, others=None, shares=None)
+        spread = origin.moved(lambda numbers: numbers.unsqueeze(missing[0]).expand(whole.shape) if missing else numbers)
+        return replace(spread, shares=None)
 
     def _derived(
         self, name: str, args: Sequence[Any], operands: list[torch.Tensor], outputs: list[torch.Tensor]
     ) -> None:
-        origins = [origin for item in operands if (origin := self.of(item)) is not None]
-        first, origin = operands[0], origins[0]
-        products = [item.product for item in origins if item.product is not None]
-        products.sort(key=lambda product: product.left.sources != product.right.sources)  # contents before positions
-        shares = [item.shares for item in origins if item.shares is not None]
-        origin = Origin(
-            frozenset().union(*(item.sources for item in origins)),
-            origin.stream,
-            products[0] if products else None,
-            shares=shares[0] if shares else None,
-            softened=name in _SOFTENING or any(item.softened for item in origins if item.product is not None),
-            dropped=name in _DROPOUTS or any(item.dropped for item in origins if item.product is not None),
+        origins = [self._origins[item] for item in operands]
+        scores = [item for item in origins if item.product is not None]
+        scores.sort(key=lambda item: item.product is None or item.product.left.sources != item.product.right.sources)
+        sources = frozenset().union(*(item.sources for item in origins))
+        shares = [item.shares for item in scores if item.shares is not None]
+        first, of_first = operands[0], origins[0]
+        if scores and scores[0] is not of_first and operands[origins.index(scores[0])].shape == outputs[0].shape:
+            first, of_first = operands[origins.index(scores[0])], scores[0]  # contents before positions, or masks
+        common = Origin(
+            sources,
+            origins[0].stream,
+            product=scores[0].product if scores else None,
+            softened=bool(scores) and (name in _SOFTENING or any(item.softened for item in scores)),
+            dropped=bool(scores) and (name in _DROPOUTS or any(item.dropped for item in scores)),
         )
-        features = self._features(name, args, first, origins[0], outputs)
-        for output, own in zip(outputs, features):
-            if name in _CONVOLUTIONS and _mixes_maps(origins[0], 1) and output.shape[2:] == first.shape[2:]:
-                pairs = origins[0].features.narrow(1, 0, 1).expand(output.shape)  # type: ignore[union-attr]
-                self._origins[output] = replace(origin, features=pairs)
-                continue
-            if name in _CONVOLUTIONS:
-                self._origins[output] = _with_features(Origin(origin.sources, origin.stream), output, 1)
-                continue
-            softened = output if name in _SOFTMAXES and origin.product is not None else origin.shares
-            joined = _joined_from(name, args, first, origins[0], output)
-            self._origins[output] = replace(origin, features=own, joined_from=joined, shares=softened)
+        for output, moved in zip(outputs, self._moved(name, args, first, of_first, outputs)):
+            softened = output if name in _SOFTMAXES and scores else shares[0] if shares else None
+            own = replace(common, tokens=moved.tokens, features=moved.features, others=moved.others, shares=softened)
+            self._origins[output] = own
 
-    def _features(
+    def _moved(
         self, name: str, args: Sequence[Any], first: torch.Tensor, origin: Origin, outputs: list[torch.Tensor]
-    ) -> list[torch.Tensor | None]:
-        """The numbers of the features in what came out."""
-        own = origin.features
-        if own is None:
-            return [None] * len(outputs)
-        if name in _RESHAPING and args and args[0] is first:
-            again = torch.reshape if name in _VIEWS else getattr(torch.ops.aten, name)
-            reshaped = again(own, *args[1:2] if name in _VIEWS else args[1:])
-            return [reshaped] if isinstance(reshaped, torch.Tensor) else list(reshaped)
-        if name == "cat":
-            parts = [self.of(item) for item in args[0]]
-            numbered = [None if part is None else part.features for part in parts]
-            known = [item for item in numbered if item is not None]
-            if len(known) == len(numbered):
-                return [torch.cat(known, *args[1:])]
-            dimension = args[1] if len(args) > 1 else 0
-            return [own.narrow(dimension, 0, 1).expand(outputs[0].shape)] if _constant(own, dimension) else [None]
-        return [own if output.shape == own.shape else None for output in outputs]
+    ) -> list[Origin]:
+        """The numbers of what came out, each in its place."""
+        try:
+            if name in _RESHAPING and args[0] is first:
+                every = [_reshaped(name, args, item) for item in (origin.tokens, origin.features, origin.others)]
+                parts: list[list[Any]] = [part or [None] * len(outputs) for part in every]
+                return [
+                    replace(origin, tokens=tokens, features=features, others=others)
+                    for tokens, features, others in zip(*parts)
+                ]
+            if name in ("cat", "stack"):
+                return [self._joined(getattr(torch, name), args, origin)]
+        except (RuntimeError, TypeError, IndexError):  # an index on another device, say
+            pass
+        return [self._kept(first, origin, output) for output in outputs]
+
+    def _kept(self, first: torch.Tensor, origin: Origin, output: torch.Tensor) -> Origin:
+        """The numbers of an operand, where it has the shape of what came out, or can be spread to it; else new ones."""
+        if first.shape == output.shape:
+            return origin
+        if output.ndim >= first.ndim and all(
+            own in (1, size) for own, size in zip(reversed(first.shape), reversed(output.shape))
+        ):
+            return origin.moved(lambda numbers: numbers.expand(output.shape))
+        axis = None
+        if origin.features is not None and output.ndim == first.ndim and origin.product is None:
+            axes = [item for item in range(first.ndim) if _varies(origin.features, item)]
+            axis = axes[0] if len(axes) == 1 and output.shape[axes[0]] == first.shape[axes[0]] else None
+        return self.numbered(replace(origin, others=None), output, axis)
+
+    def _joined(self, join: Callable[..., torch.Tensor], args: Sequence[Any], origin: Origin) -> Origin:
+        """Tensors one after the other; the model's own tokens have numbers below nought, alike for each example."""
+        parts: list[Origin] = []
+        axis = next((item for item in reversed(range(args[0][0].ndim)) if _varies(origin.features, item)), -1)
+        for item in args[0]:
+            own = self._origins.get(item)
+            if own is None:
+                ours = -1 - _along(item, args[1] if len(args) > 1 else 0)
+                own = replace(origin, tokens=ours, others=ours, features=_along(item, axis))
+            parts.append(own)
+        columns = ([part.tokens for part in parts], [part.features for part in parts], [part.others for part in parts])
+        tokens, features, others = (
+            None if any(item is None for item in column) else join(column, *args[1:]) for column in columns
+        )
+        return replace(origin, tokens=tokens, features=features, others=others)
 
 
 def _has_memory(tensor: torch.Tensor) -> bool:
-    return tensor.layout is torch.strided and tensor.device.type != "meta" and not tensor.is_nested
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)  # a shard, say, has none of its own
+    return plain and tensor.layout is torch.strided and tensor.device.type != "meta" and not tensor.is_nested
 
 
 def _operands(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:
     return (item for item in tree_leaves((args, kwargs)) if isinstance(item, torch.Tensor))
 
 
-def _with_features(origin: Origin, output: torch.Tensor, axis: int) -> Origin:
-    """An origin whose features lie along an axis, each with a number of its own; takes no memory to speak of."""
-    if output.ndim < abs(axis) + (axis >= 0):
-        return origin
-    numbers = torch.arange(output.shape[axis], dtype=torch.int32)
+def _along(output: torch.Tensor, axis: int) -> torch.Tensor:
     shape = [1] * output.ndim
     shape[axis] = -1
-    return replace(origin, features=numbers.view(shape).expand(output.shape))
+    return torch.arange(output.shape[axis]).view(shape).expand(output.shape)
 
 
-def _with_pairs(origin: Origin, output: torch.Tensor) -> Origin:
-    """A product's origin: each pair of a row of the one factor and a column of the other has a number."""
-    if output.ndim < 2:
-        return origin
-    pairs = torch.arange(output.shape[-2] * output.shape[-1], dtype=torch.int32).view(output.shape[-2:])
-    return replace(origin, features=pairs.expand(output.shape))
-
-
-def _mixes_maps(origin: Origin, axis: int) -> bool:
-    """Whether a layer over an axis of a product mixes values of one and the same pair: those of several heads."""
-    pairs = origin.features if origin.product is not None else None
-    return pairs is not None and pairs.shape[axis] > 1 and _constant(pairs, axis)
-
-
-def runs_over_features(origin: Origin | None, axis: int) -> bool:
-    """Whether an axis of an activation is one of features, not of tokens."""
-    features = None if origin is None or origin.product is not None else origin.features
-    return features is not None and not _constant(features, axis)
-
-
-def _constant(features: torch.Tensor, axis: int) -> bool:
-    if features.shape[axis] < 2 or features.stride(axis) == 0:
-        return True
-    return bool((features.select(axis, 0) == features.select(axis, 1)).all())
-
-
-def _joined_from(
-    name: str, args: Sequence[Any], operand: torch.Tensor, origin: Origin, output: torch.Tensor
-) -> torch.Size | None:
-    """The shape of a product before its leading dimensions were joined, which a batched product wants."""
-    if operand.numel() != output.numel():
+def _reshaped(name: str, args: Sequence[Any], numbers: torch.Tensor | None) -> list[torch.Tensor] | None:
+    """Numbers put where an operator puts what they number; None where there are none."""
+    if numbers is None:
         return None
-    before = operand.shape if origin.joined_from is None else origin.joined_from
-    if name in _VIEWS and output.ndim < operand.ndim:
-        while len(before) > 2 and before[-1] == 1:  # room that `einsum` makes for the other factor's dimensions
-            before = before[:-1]
-        fits = output.ndim > 1 and before[-1:] == output.shape[-1:] and output.shape[-2] % before[-2] == 0
-        return before if fits else None
-    if output.shape == operand.shape:
-        return origin.joined_from
-    if name in ("transpose", "permute") and origin.joined_from is not None and output.shape == operand.mT.shape:
-        return torch.Size([*before[:-2], before[-1], before[-2]])
-    return None
+    if name in _VIEWS:
+        return [torch.reshape(numbers, args[1])]
+    moved = getattr(torch.ops.aten, name)(numbers, *args[1:])
+    return [moved] if isinstance(moved, torch.Tensor) else list(moved)
+
+
+def _varies(numbers: torch.Tensor | None, axis: int) -> bool:
+    """Whether numbers differ along an axis."""
+    if numbers is None or numbers.ndim < max(axis + 1, -axis) or numbers.shape[axis] < 2 or numbers.stride(axis) == 0:
+        return False
+    return bool((numbers.select(axis, 0) != numbers.select(axis, 1)).any())
