@@ -16,6 +16,7 @@ from attention_cases import (
     WRAPPED,
     Attends,
     Classifies,
+    Head,
     Layers,
     OverFeatures,
     Windows,
@@ -220,6 +221,42 @@ def test_another_thread_is_left_alone():
         thread.join()
     assert seen
     assert set(seen) == {None}
+
+
+def test_one_model_in_several_threads():
+    """Each capture is whole."""
+    model = sharp(encoder())
+    expected = [(item.name, item.weights) for item in capture_attention(model, X)]
+    found = []
+
+    def capture():
+        found.extend(capture_attention(model, X) for _ in range(3))
+
+    threads = [threading.Thread(target=capture) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 9
+    for maps in found:
+        assert [item.name for item in maps] == [name for name, _ in expected]
+        assert all(torch.equal(item.weights, weights) for item, (_, weights) in zip(maps, expected, strict=True))
+
+
+def test_a_scripted_model_of_ones_own():
+    """Its inputs are met by operators alone."""
+    torch.manual_seed(0)
+    model = sharp(Head())
+    (found,) = capture_attention(torch.jit.script(model), X)
+    torch.testing.assert_close(found.weights[:, 0], model.weights(X), atol=TOLERANCE, rtol=0)
+    assert found.kind == "self"
+
+
+def test_a_nested_tensor_is_refused():
+    """With what to give instead."""
+    nested = torch.nested.nested_tensor([torch.randn(3, WIDTH), torch.randn(5, WIDTH)])
+    with pytest.raises(AttentionError, match="give a padded one"):
+        capture_attention(encoder(), nested)
 
 
 def test_what_the_model_raises_comes_through():

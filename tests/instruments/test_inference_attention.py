@@ -131,6 +131,39 @@ def test_windows_and_features_are_never_stacked(body, kind, shape):
     assert said == []
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.*is deprecated:DeprecationWarning")
+def test_a_scripted_model_is_found_evaluated_and_watched():
+    """Its class has no `forward` that could be read as any other's."""
+    tracker, _, said = run(encoder(), build=lambda body: torch.jit.script(Labels(body)))
+    assert said == []
+    assert tracker.record.final_results.dev_accuracy is not None
+    assert tracker.record.final_inference.attention_weights.shape == (3, LENGTH, LENGTH)
+
+
+def test_inputs_that_the_forward_writes_to_are_the_sets_own():
+    """The model gets copies, in the plain forward and in the watched one."""
+
+    class Scaling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = Attends(F.scaled_dot_product_attention)
+
+        def forward(self, x):
+            return self.body(x)
+
+    class Writing(Labels):
+        def forward(self, words):
+            words += 1
+            words %= WORDS
+            return super().forward(words)
+
+    data = sequences()
+    tracker, _, said = run(Scaling(), build=Writing)
+    assert said == []
+    assert tracker.record.final_inference.attention_weights.shape == (1, LENGTH, LENGTH)
+    assert all(torch.equal(words, again) for (words, _), (again, _) in zip(data, sequences(), strict=True))
+
+
 def test_without_attention_there_is_no_account():
     """A model that doesn't attend has `[]`, and nothing is said."""
     tracker, _, said = run(Classifies(lambda model, hidden: hidden.relu()))

@@ -442,7 +442,7 @@ class Head(nn.Module):
         self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH // HEADS) for _ in range(3))
 
     def weights(self, x):
-        return (self.query(x) @ self.key(x).mT / math.sqrt(WIDTH // HEADS)).softmax(-1)
+        return (self.query(x) @ self.key(x).mT / self.query.weight.shape[0] ** 0.5).softmax(-1)
 
     def forward(self, x):
         return self.weights(x) @ self.value(x)
@@ -594,6 +594,179 @@ WRAPPED = {
 }
 
 
+# What a look at many people's models turned up
+
+
+class Hand(nn.Module):
+    """One layer of attention by a method of its own: what is multiplied by the values comes out beside the output."""
+
+    def __init__(self, attend, heads=HEADS, kind="self"):
+        super().__init__()
+        self.mix, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.attend, self.heads, self.kind = attend, heads, kind
+
+    def parts(self, x):
+        query, key, value = self.mix(x).view(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return self.attend(query, key, value)
+
+    def forward(self, x):
+        return self.out(self.parts(x)[0].reshape(x.shape))
+
+    def reference(self, x):
+        return [(self.kind, self.parts(x)[1])]
+
+
+def by_a_mask_afterwards(q, k, v):
+    weights = (q @ k.mT).softmax(-1) * ~CAUSAL
+    return weights @ v, weights
+
+
+def beside_a_sink(q, k, v):
+    scores = q @ k.mT
+    weights = torch.cat([scores, torch.zeros_like(scores[..., :1])], -1).softmax(-1)[..., :-1]
+    return weights @ v, weights
+
+
+def grouped_by_einsum(q, k, v):
+    q = q.unflatten(1, (2, 2)).permute(0, 3, 1, 2, 4)  # batch, length, groups, heads in each, width
+    k, v = (part[:, ::2].transpose(1, 2) for part in (k, v))
+    weights = torch.einsum("blgrd,bmgd->bgrlm", q, k).softmax(-1)
+    return torch.einsum("bgrlm,bmgd->blgrd", weights, v), weights.flatten(1, 2)
+
+
+def heads_before_the_batch(q, k, v):
+    q, k, v = (torch.cat(part.unbind(1), 0) for part in (q, k, v))
+    weights = (q @ k.mT).softmax(-1)
+    return torch.cat((weights @ v).chunk(HEADS, 0), -1), weights.unflatten(0, (HEADS, -1)).transpose(0, 1)
+
+
+def query_by_query(q, k, v):
+    parts = [(part @ k.mT).softmax(-1) for part in q.split(1, 2)]
+    return torch.cat([part @ v for part in parts], 2), torch.cat(parts, 2)
+
+
+def with_values_of_distances(q, k, v):
+    weights = (q @ k.mT).softmax(-1)
+    distances = v[0, 0].mean() * torch.ones(LENGTH, LENGTH, v.shape[-1], dtype=v.dtype)
+    return weights @ v + torch.einsum("bhij,ijd->bhid", weights, distances), weights
+
+
+def with_penalties(q, k, v):
+    weights = (q @ k.mT).softmax(-1)
+    rolled = weights @ (weights @ v) + (torch.eye(LENGTH, dtype=v.dtype) - weights) @ v
+    return weights @ v + rolled + (weights @ weights.mT).mean() + ((weights @ weights) @ v), weights
+
+
+def with_its_own_gradient(q, k, v):
+    with torch.enable_grad():
+        q = q.detach().requires_grad_()
+        weights = (q @ k.mT).softmax(-1)
+        out = weights @ v
+        (slope,) = torch.autograd.grad(out.sum(), q)
+    return out.detach() + slope, weights.detach()
+
+
+def in_blocks(q, k, v):
+    q, k, v = (part[:, 0].unflatten(1, (2, -1)) for part in (q, k, v))
+    weights = (q @ k.mT).softmax(-1)
+    return (weights @ v).flatten(1, 2), weights.flatten(0, 1)[:, None]
+
+
+class Halves(nn.Module):
+    """Each half of the tokens attends to the other one."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+        self.embed = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        one, other = self.embed(x).chunk(2, 1)
+        return self.attention(one, other, other)[0]
+
+    def reference(self, x):
+        one, other = self.embed(x).chunk(2, 1)
+        return [("cross", self.attention(one, other, other, average_attn_weights=False)[1])]
+
+
+class Chunks(Halves):
+    """Each half of the tokens attends to itself, in a loop."""
+
+    def forward(self, x):
+        return torch.cat([self.attention(part, part, part)[0] for part in self.embed(x).chunk(2, 1)], 1)
+
+    def reference(self, x):
+        parts = self.embed(x).chunk(2, 1)
+        return [("window", self.attention(part, part, part, average_attn_weights=False)[1]) for part in parts]
+
+
+class PooledFeatures(nn.Module):
+    """Features attend to features, behind a pooling."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv1d(WIDTH, 6, 1)
+
+    def forward(self, x):
+        features = F.max_pool1d(self.convolution(x.mT), 2)
+        return self.weights(x) @ features
+
+    def weights(self, x):
+        features = F.max_pool1d(self.convolution(x.mT), 2)
+        return (features @ features.mT).softmax(-1)
+
+    def reference(self, x):
+        return [("feature", self.weights(x)[:, None])]
+
+
+class Latents(nn.Module):
+    """Learned queries attend to the tokens, then to each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.latents = nn.Parameter(torch.randn(1, 3, WIDTH))
+        self.cross = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+        self.own = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+
+    def forward(self, x):
+        latents = self.cross(self.latents.expand(len(x), -1, -1), x, x)[0]
+        return self.own(latents, latents, latents)[0]
+
+    def reference(self, x):
+        latents, first = self.cross(self.latents.expand(len(x), -1, -1), x, x, average_attn_weights=False)
+        return [("cross", first), ("self", self.own(latents, latents, latents, average_attn_weights=False)[1])]
+
+
+class Parser(Layers):
+    """Returns arcs between tokens, whose rows sum to 1 as a map's do."""
+
+    def forward(self, x):
+        hidden = super().forward(x)
+        return hidden, (hidden @ hidden.mT).softmax(-1)
+
+
+for name, attend, options in [
+    ("masked and not normalised again", by_a_mask_afterwards, {}),
+    ("a sink that is cut off", beside_a_sink, {}),
+    ("groups of heads by einsum", grouped_by_einsum, {"heads": 4}),
+    ("heads before the batch", heads_before_the_batch, {}),
+    ("query by query", query_by_query, {}),
+    ("values of distances", with_values_of_distances, {}),
+    ("penalties and rollouts of the weights", with_penalties, {}),
+    ("the gradient of its output", with_its_own_gradient, {}),
+]:
+    CASES.append(Case("softmax by hand", name, lambda a=attend, o=options: (Hand(a, **o), (X,), {}), Hand.reference))
+CASES += [
+    Case("not token by token", "blocks of one head", lambda: (Hand(in_blocks, 1, "window"), (tokens(6),), {}),
+         Hand.reference),
+    Case("not token by token", "a loop over parts", lambda: (Chunks(), (tokens(6),), {}), Chunks.reference),
+    Case("not token by token", "pooled features", lambda: (PooledFeatures(), (X,), {}), PooledFeatures.reference),
+    Case("nn.MultiheadAttention", "halves of one input", lambda: (Halves(), (tokens(6),), {}), Halves.reference),
+    Case("nn.MultiheadAttention", "learned queries", lambda: (Latents(), (X,), {}), Latents.reference),
+    Case("returned maps", "arcs that look like one", lambda: (Parser(2), (X,), {}), Layers.reference),
+]  # fmt: skip
+
+
 # Softmaxes that are no attention
 
 
@@ -627,6 +800,7 @@ NO_ATTENTION = {
     "contrasted examples": lambda model, h: (h.mean(1) @ h.mean(1).mT).softmax(-1),
     "a product of two hidden states": lambda model, h: h @ h.mT,
     "a gate": lambda model, h: h.sigmoid() * h,
+    "two steps along a graph": lambda model, h: F.normalize(h.abs() @ h.abs().mT, 1, -1) @ h,
 }
 
 

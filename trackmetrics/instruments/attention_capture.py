@@ -395,8 +395,8 @@ def _arranged_by_tokens(weights: torch.Tensor, places: _Places) -> _Arranged | N
     """
     *_, queries, keys = weights.shape
     flat = weights.reshape(-1, queries, keys)
-    rows = places.rows.reshape(flat.shape)[..., 0]
-    columns = places.columns.reshape(flat.shape)[:, 0]
+    rows = places.rows[..., 0].reshape(-1, queries)
+    columns = places.columns[..., 0, :].reshape(-1, keys)
     alone = len(set(rows[0].tolist()))
     if alone < queries:  # heads that were joined with the queries
         if queries % alone or len(set(columns[0].tolist())) < keys:
@@ -559,12 +559,13 @@ def _all_tensors(value: Any) -> Iterator[torch.Tensor]:
 def _sizes(inputs: Any) -> tuple[int, ...]:
     """The sizes that the batch dimension of a model's inputs may have; none where no input is found."""
     sizes: list[int] = []
+    alone: list[int] = []
     for tensor in _all_tensors(inputs):
         if tensor.ndim < 2 or (tensor.ndim == 2 and tensor.is_floating_point()):
-            sizes.append(1)  # one example, without a batch
+            alone = [1]  # one example, without a batch
         whole = tensor.ndim > 3 or tensor.is_floating_point()
         sizes += tensor.shape[:1] if tensor.ndim > 3 else tensor.shape[: tensor.ndim - whole]
-    return tuple(dict.fromkeys(sizes))
+    return tuple(dict.fromkeys([*sizes, *alone]))
 
 
 def _device_of(args: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -158,7 +159,7 @@ def _is_whole_of(part: torch.nn.Module, module: torch.nn.Module) -> bool:
     own = {id(parameter) for parameter in part.parameters()}
     others = [parameter for parameter in module.parameters() if id(parameter) not in own]
     holds = any(inner is part for inner in module.modules())
-    callable_itself = type(module).forward is not torch.nn.Module.forward
+    callable_itself = inspect.getattr_static(type(module), "forward") is not torch.nn.Module.forward
     took_part = all(not parameter.requires_grad or parameter.grad is not None for parameter in others)
     return bool(others) and holds and callable_itself and took_part
 

@@ -101,7 +101,7 @@ class Lineage:
     def begin(self, tensor: torch.Tensor) -> None:
         """A new source: an input or an embedding."""
         number = next(self._count)
-        self._origins[tensor] = self.numbered(Origin(frozenset([number]), number), tensor)
+        self._set(tensor, self.numbered(Origin(frozenset([number]), number), tensor))
 
     def attended(self, output: torch.Tensor, query: Origin | None, tokens: torch.Tensor | None) -> None:
         """What an attention gave, for these tokens, in the stream of its query."""
@@ -111,7 +111,15 @@ class Lineage:
         origin = self.numbered(origin, output)
         if tokens is not None and tokens.shape == output.shape and query is not None and query.sources:
             origin = replace(origin, tokens=tokens)
-        self._origins[output] = origin
+        self._set(output, origin)
+
+    def _set(self, tensor: torch.Tensor, origin: Origin) -> None:
+        """This is where a tensor comes from; numbers that don't fit its shape are none of its own."""
+        numbers = (origin.tokens, origin.features, origin.others)
+        if any(item is not None and item.shape != tensor.shape for item in numbers):
+            origin = replace(origin, tokens=None, features=None, others=None)
+            origin = origin if origin.product is not None else self.numbered(origin, tensor)
+        self._origins[tensor] = origin
 
     # Tokens
 
@@ -182,11 +190,11 @@ class Lineage:
                 rows = None if left.tokens is None else left.tokens.narrow(-1, 0, 1).expand(output.shape)
                 columns = None if right.tokens is None else right.tokens.narrow(-2, 0, 1).expand(output.shape)
                 origin = replace(origin, tokens=rows, others=columns)
-            self._origins[output] = origin
+            self._set(output, origin)
         elif left is not None:
-            self._origins[output] = self._weighed(left, output, -1)
+            self._set(output, self._weighed(left, output, -1))
         elif right is not None:
-            self._origins[output] = self._weighed(right, output, -2)
+            self._set(output, self._weighed(right, output, -2))
 
     def _of_parameter(self, factor: torch.Tensor) -> Origin:
         """A query that is a parameter: its tokens are the same in each head and example."""
@@ -207,18 +215,18 @@ class Lineage:
     def _convolved(self, image: torch.Tensor, output: torch.Tensor) -> None:
         origin = self._origins[image]
         if output.ndim == image.ndim and output.shape[2:] == image.shape[2:]:
-            self._origins[output] = self._weighed(origin, output, 1)
+            self._set(output, self._weighed(origin, output, 1))
         else:
-            self._origins[output] = self.numbered(Origin(origin.sources, origin.stream), output, 1)
+            self._set(output, self.numbered(Origin(origin.sources, origin.stream), output, 1))
 
     def _copied(self, target: torch.Tensor, value: Any) -> None:
         origin = self.of(value)
         if origin is not None:
             if value.shape != target.shape:
                 origin = origin.moved(lambda numbers: numbers.expand(target.shape))
-            self._origins[target] = origin
+            self._set(target, origin)
             if target._base is not None and self.of(target._base) is None:  # a part of a buffer that is being filled
-                self._origins[target._base] = self._filled(origin, target)
+                self._set(target._base, self._filled(origin, target))
 
     def _filled(self, origin: Origin, part: torch.Tensor) -> Origin:
         """The origin of a buffer of which a part was filled: its other parts hold the like, as far as shapes tell."""
@@ -251,7 +259,7 @@ class Lineage:
         for output, moved in zip(outputs, self._moved(name, args, first, of_first, outputs)):
             softened = output if name in _SOFTMAXES and scores else shares[0] if shares else None
             own = replace(common, tokens=moved.tokens, features=moved.features, others=moved.others, shares=softened)
-            self._origins[output] = own
+            self._set(output, own)
 
     def _moved(
         self, name: str, args: Sequence[Any], first: torch.Tensor, origin: Origin, outputs: list[torch.Tensor]
