@@ -327,7 +327,8 @@ class _Watcher(TorchDispatchMode):
             kind = "window"
         item = AttentionMap(self._name, kind, arranged.weights, source, check)
         one_head = arranged.weights.shape[1] == 1
-        self._pending.append(_Record(item, *origins, arranged.rows, arranged.columns, one_head))
+        query, key = (None if origin is None else Origin(origin.sources, origin.stream) for origin in origins)
+        self._pending.append(_Record(item, query, key, arranged.rows, arranged.columns, one_head))
         if not (len(self._pending) > 1 and _belong_together(*self._pending[-2:])):
             self._settle(self._pending[:-1])
             self._pending = self._pending[-1:]
