@@ -39,6 +39,10 @@ def test_demo_writes_the_file_and_says_where():
         ),
         (["--device", "abacus"], "--device is 'abacus', which this torch can't use here; give another, such as cpu"),
         (["--device", "meta:x"], "--device is 'meta:x', which this torch can't use here; give another, such as cpu"),
+        (
+            ["--model", "encoder", "--d-internal", "30"],
+            "64 features can't be split into heads of 30; give a divisor of 64",
+        ),
         (["--dev-examples", "1000000"], "10000 training and 1000000 dev examples were asked for; the text has"),
     ],
 )

@@ -143,3 +143,26 @@ def test_its_file_survives_a_strict_parser(trained, tmp_path):
     data = json.loads(text, parse_constant=refuse)
     assert np.shape(data["final_inference"]["attention_weights"]) == (2, 20, 20)
     assert np.shape(data["final_inference"]["log_probs"]) == (20, 3)
+
+
+def test_with_torchs_own_encoder_the_file_holds_its_attention_all_the_same(tmp_path):
+    """The encoder returns no maps; those in the file are its layers' own, asked for by hand, causal ones."""
+    args = dataclasses.replace(ARGS, model="encoder", output_dir=tmp_path, epochs=1, train_examples=320)
+    model = demo.main(args)
+    inference = load_run(tmp_path / "letter_counting_training_metrics.json").final_inference
+    indices = demo.make_examples(args.train_examples, args.dev_examples)[1][0].input_tensor[None]
+    assert isinstance(model(indices), torch.Tensor)
+    later = torch.ones(20, 20, dtype=torch.bool).triu(1)
+    with torch.no_grad():
+        x = model.characters(indices) + model.positions(torch.arange(20))
+        for layer, found in zip(model.encoder.layers, inference.attention_weights, strict=True):
+            _, weights = layer.self_attn(x, x, x, attn_mask=later)
+            np.testing.assert_allclose(found, weights[0].numpy(), atol=1e-6)
+            x = layer(x, src_mask=later)
+    assert inference.attention_weights.shape == (2, 20, 20)
+
+
+def test_heads_that_dont_fit_are_refused():
+    """The encoder splits its features into heads of `d_internal`."""
+    with pytest.raises(ValueError, match="64 features can't be split into heads of 30; give a divisor of 64"):
+        demo.main(dataclasses.replace(ARGS, model="encoder", d_internal=30))
