@@ -30,6 +30,7 @@ from attention_cases import (
 from fingerprint import fingerprint
 from oracle import one_thread  # noqa: F401  a fixture
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trackmetrics import TrackmetricsError, capture_attention
 from trackmetrics.errors import AttentionError
@@ -59,6 +60,8 @@ def assert_maps(found, expected):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.group}-{case.name}")
 def test_maps_are_those_worked_out_beside_the_model(case):
     """Each attention in its order, with each head, of each example; nothing of the model or the streams moved."""
+    if case.group == "flex_attention" and not hasattr(TorchDispatchMode, "supports_higher_order_operators"):
+        pytest.skip("this torch's modes don't see flex_attention")
     model, args, kwargs = case.made()
     expected = case.expected(model, args, kwargs)
     assert any((weights.max(-1).values > 1.5 / weights.shape[-1]).any() for _, weights in expected)  # not uniform
