@@ -71,6 +71,8 @@ def test_maps_are_those_worked_out_beside_the_model(case):
     assert_maps(found, expected)
     assert fingerprint(model=model, streams=torch.get_rng_state(), inputs=args) == before
     assert model.training
+    if case.group == "scaled_dot_product_attention":  # by the definition, not by a second way
+        assert {item.source for item in found} <= {"recomputed", "observed"}
     checks = [item.check for item in found if item.check is not None]
     assert all(check < TOLERANCE for check in checks)
     assert checks or case.group == "returned maps" or "dropout" in case.name
