@@ -50,6 +50,7 @@ INSTRUMENT_FLOORS = [
         "tally",
         "model_state",
         "random_streams",
+        "attention_arranged",
         "attention_kernels",
         "returned_attention",
     ],

@@ -20,6 +20,18 @@ def only_net():
     return (net(),)
 
 
+def steps_by_hand(notes, model, update=lambda parameter: parameter.sub_(0.1 * parameter.grad)):
+    """An epoch's steps without an optimizer, each as it is taken."""
+    for batch in batches():
+        model.zero_grad()
+        loss_of(model, batch).backward()
+        notes.step(model.parameters())
+        with torch.no_grad():
+            for parameter in model.parameters():
+                update(parameter)
+        yield
+
+
 for name, update in {
     "no_optimizer": lambda parameter: parameter.sub_(0.1 * parameter.grad),
     "no_optimizer_by_data": lambda parameter: parameter.data.add_(parameter.grad.data, alpha=-0.1),
@@ -29,13 +41,8 @@ for name, update in {
     def by_hand(notes, model, update=update):
         for _ in range(2):
             with notes.epoch():
-                for batch in batches():
-                    model.zero_grad()
-                    loss_of(model, batch).backward()
-                    notes.step(model.parameters())
-                    with torch.no_grad():
-                        for parameter in model.parameters():
-                            update(parameter)
+                for _ in steps_by_hand(notes, model, update):
+                    pass
 
 
 @style(only_net)
@@ -267,13 +274,7 @@ for often in (True, False):
         """One that is stepped for its scheduler's sake, say: it says nothing of what is trained by hand."""
         for _ in range(2):
             with notes.epoch():
-                for batch in batches():
-                    model.zero_grad()
-                    loss_of(model, batch).backward()
-                    notes.step(model.parameters())
-                    with torch.no_grad():
-                        for parameter in model.parameters():
-                            parameter.sub_(0.1 * parameter.grad)
+                for _ in steps_by_hand(notes, model):
                     if often:
                         idle.step()
                 idle.step()

@@ -7,12 +7,10 @@ that are multiplied by values, or one operator does all of that; see `lineage` a
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -21,13 +19,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..errors import AttentionError
-from .attention_kernels import as_kernel, kernel_weights, native_weights, tolerance, wide
-from .attention_maps import AttentionMap, rows_are_shares
+from .attention_arranged import (
+    Arranged,
+    Places,
+    Record,
+    arranged_by_tokens,
+    belong_together,
+    joined,
+    kinds,
+    named,
+    of_heads,
+    spread,
+)
+from .attention_kernels import as_kernel, kernel_weights, native_weights, tolerance
+from .attention_maps import AttentionMap, rows_are_shares, wide
 from .compiling import as_written
 from .data import copied, tensors_in
 from .discovery import unwrapped
 from .events import heard_by
-from .lineage import PRODUCTS, Lineage, Origin, Product
+from .lineage import PRODUCTS, Lineage, Origin, Product, varies
 from .returned_attention import returned_maps
 from .undisturbed import undisturbed
 
@@ -91,7 +101,7 @@ def watched(
             if other:
                 watcher, output = _watch(model, forward, inputs, batch, keep)
     _hold_against(output, plain)
-    maps = _named(_kinds(watcher.records))
+    maps = named(kinds(watcher.records))
     returned = [keep(item) for item in returned_maps(plain, batch)]
     return Capture(_with_returned(maps, returned), watcher.unseen)
 
@@ -131,21 +141,6 @@ def _spelled_out(model: torch.nn.Module) -> Iterator[bool]:
             setattr(item, _IMPLEMENTATION, implementation)
 
 
-@dataclass(frozen=True)
-class _Record:
-    """A map with what tells its kind: where queries and keys come from, and which tokens they are.
-
-    `one_head` says that there is no dimension of heads.
-    """
-
-    map: AttentionMap
-    query: Origin | None
-    key: Origin | None
-    rows: frozenset[int]
-    columns: frozenset[int]
-    one_head: bool
-
-
 class _SlowPath(TorchFunctionMode):
     """Torch's modules leave their fast path, in which whole layers are one operator, wherever such a mode is active."""
 
@@ -168,7 +163,7 @@ class _Watcher(TorchDispatchMode):
     def __init__(self, root: str, batch: tuple[int, ...], keep: Keep, constants: Iterable[torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._root = root
-        self.records: list[_Record] = []
+        self.records: list[Record] = []
         self.unseen: list[str] = []
         self.fault: Exception | None = None
         self._batch = batch
@@ -176,7 +171,7 @@ class _Watcher(TorchDispatchMode):
         self._lineage = Lineage(constants)
         self._inside: list[str] = []
         self._thread = threading.get_ident()
-        self._pending: list[_Record] = []
+        self._pending: list[Record] = []
         self._recorded: dict[int, tuple[Any, int]] = {}  # of each product, how many numbers of it were recorded
 
     # Where in the model
@@ -255,18 +250,19 @@ class _Watcher(TorchDispatchMode):
             if turned:
                 weights, values, given = weights.mT, values.mT, output.mT
                 rows, columns = (None if numbers is None else numbers.mT for numbers in (rows, columns))
-            if _varies(rows, -1) or _varies(columns, -2):  # keys were multiplied by queries
+            if varies(rows, -1) or varies(columns, -2):  # keys were multiplied by queries
                 query, key, rows, columns = key, query, columns, rows
             shares, check = wide(weights), None
-            before = None if rows_are_shares(shares) else _softened(shares, origin, turned)
+            are_shares = rows_are_shares(shares)
+            before = None if are_shares else _softened(shares, origin, turned)
+            if before is None and not are_shares:
+                continue
             if before is not None and origin.dropped and before.shape == shares.shape:
                 shares = before
-            elif before is None and not rows_are_shares(shares):
-                continue
             elif name in ("mm", "bmm", "mv"):
                 check = float((shares @ wide(values) - wide(given)).abs().max())
             self._recorded[id(product)] = product, self._recorded.get(id(product), (product, 0))[1] + weights.numel()
-            places = _Places(rows, columns) if rows is not None and columns is not None else None
+            places = Places(rows, columns) if rows is not None and columns is not None else None
             self._keep_map(shares, "observed", check, (query, key), places, product.over_features)
             tokens = None if rows is None else rows.narrow(-1, 0, 1).expand(given.shape)
             self._lineage.attended(output, query, tokens.mT if tokens is not None and turned else tokens)
@@ -287,17 +283,17 @@ class _Watcher(TorchDispatchMode):
         if native is not None:
             query = self._lineage.of(args[0])
             key = self._lineage.of(args[1]) if isinstance(args[1], torch.Tensor) else query
-            rows, columns = (_of_heads(item, native.shape[1], -1) for item in (query, key))
-            places = _spread(rows, columns, native.shape)
+            rows, columns = (of_heads(item, native.shape[1], -1) for item in (query, key))
+            places = spread(rows, columns, native.shape)
             self._keep_map(wide(native), "native", None, (query, key), places, over_features=False)
             self._lineage.attended(outputs[0], query, None if query is None else query.tokens)
         elif kernel is not None and found is not None:
             query, key = self._lineage.of(kernel.query), self._lineage.of(kernel.key)
             heads = found.weights.shape[1] if found.weights.ndim > 3 else 1
             axis = 2 if found.tokens_first else None
-            rows, columns = (_of_heads(item, heads, axis) for item in (query, key))
-            places = _spread(rows, columns, found.weights.shape)
-            over_features = any(item is not None and _varies(item.tokens, -1) for item in (query, key))
+            rows, columns = (of_heads(item, heads, axis) for item in (query, key))
+            places = spread(rows, columns, found.weights.shape)
+            over_features = any(item is not None and varies(item.tokens, -1) for item in (query, key))
             self._keep_map(found.weights, found.source, found.check, (query, key), places, over_features)
             self._lineage.attended(outputs[0], query, None if query is None else query.tokens)
         else:
@@ -313,11 +309,11 @@ class _Watcher(TorchDispatchMode):
         source: str,
         check: float | None,
         origins: tuple[Origin | None, Origin | None],
-        places: _Places | None,
+        places: Places | None,
         over_features: bool,
     ) -> None:
         same = self._lineage.same_tokens(*origins, square=weights.shape[-2] == weights.shape[-1])
-        arranged = None if places is None or over_features else _arranged_by_tokens(weights, places)
+        arranged = None if places is None or over_features else arranged_by_tokens(weights, places)
         if arranged is None:
             arranged = self._arranged_by_shape(weights)
         elif same and not arranged.columns & arranged.rows:  # of the same stream, but of other tokens of it
@@ -328,15 +324,15 @@ class _Watcher(TorchDispatchMode):
         item = AttentionMap(self._name, kind, arranged.weights, source, check)
         one_head = arranged.weights.shape[1] == 1
         query, key = (None if origin is None else Origin(origin.sources, origin.stream) for origin in origins)
-        self._pending.append(_Record(item, query, key, arranged.rows, arranged.columns, one_head))
-        if not (len(self._pending) > 1 and _belong_together(*self._pending[-2:])):
+        self._pending.append(Record(item, query, key, arranged.rows, arranged.columns, one_head))
+        if not (len(self._pending) > 1 and belong_together(*self._pending[-2:])):
             self._settle(self._pending[:-1])
             self._pending = self._pending[-1:]
 
-    def _settle(self, parts: list[_Record]) -> None:
+    def _settle(self, parts: list[Record]) -> None:
         """Heads, or parts of the queries, that were worked out one by one are one map."""
         if parts:
-            whole = _joined(parts)
+            whole = joined(parts)
             self.records.append(replace(whole, map=self._keep(whole.map)))
 
     def settle(self) -> None:
@@ -344,7 +340,7 @@ class _Watcher(TorchDispatchMode):
         self._settle(self._pending)
         self._pending = []
 
-    def _arranged_by_shape(self, weights: torch.Tensor) -> _Arranged:
+    def _arranged_by_shape(self, weights: torch.Tensor) -> Arranged:
         """Weights as `[batch, heads, query, key]`, where the tokens aren't known."""
         *leading, queries, keys = weights.shape
         total = math.prod(leading)
@@ -353,74 +349,7 @@ class _Watcher(TorchDispatchMode):
         else:
             likely = sorted(self._batch, key=lambda size: size == queries)  # the length may be one of them
             batch = next((size for size in likely if total % size == 0), 1)
-        return _Arranged(weights.reshape(batch, -1, queries, keys), frozenset(), frozenset())
-
-
-class _Places(NamedTuple):
-    """Which tokens the weights are of, each in its place: queries and keys, in the weights' own shape."""
-
-    rows: torch.Tensor
-    columns: torch.Tensor
-
-
-class _Arranged(NamedTuple):
-    """Weights `[batch, heads, query, key]`, and the tokens of their queries and keys."""
-
-    weights: torch.Tensor
-    rows: frozenset[int]
-    columns: frozenset[int]
-
-
-def _of_heads(origin: Origin | None, heads: int, axis: int | None) -> torch.Tensor | None:
-    """The tokens of queries or keys `[batch, heads, token]`; `axis` is that of the heads, if it isn't the second."""
-    if origin is None or origin.tokens is None:
-        return None
-    tokens = origin.tokens[..., 0]
-    if axis == -1:
-        tokens = tokens.unsqueeze(1).expand(-1, heads, -1)
-    elif axis is not None:
-        tokens = tokens.transpose(1, axis)
-    return tokens.repeat_interleave(heads // tokens.shape[1], 1) if tokens.ndim > 2 else tokens
-
-
-def _spread(rows: torch.Tensor | None, columns: torch.Tensor | None, shape: torch.Size) -> _Places | None:
-    if rows is None or columns is None:
-        return None
-    return _Places(rows.unsqueeze(-1).expand(shape), columns.unsqueeze(-2).expand(shape))
-
-
-def _arranged_by_tokens(weights: torch.Tensor, places: _Places) -> _Arranged | None:
-    """Weights as `[batch, heads, query, key]`: heads are of the same tokens, examples and windows of others.
-
-    None where tokens stand in no such order.
-    """
-    *_, queries, keys = weights.shape
-    flat = weights.reshape(-1, queries, keys)
-    rows = places.rows[..., 0].reshape(-1, queries)
-    columns = places.columns[..., 0, :].reshape(-1, keys)
-    alone = len(set(rows[0].tolist()))
-    if alone < queries:  # heads that were joined with the queries
-        if queries % alone or len(set(columns[0].tolist())) < keys:
-            return None
-        flat, rows = _heads_apart(flat, rows, alone)
-        columns = columns.repeat_interleave(len(flat) // len(columns), 0)
-    groups: dict[Any, list[int]] = {}
-    for index, key in enumerate(zip(map(tuple, rows.tolist()), map(tuple, columns.tolist()))):
-        groups.setdefault(key, []).append(index)
-    heads = {len(group) for group in groups.values()}
-    if len(heads) > 1:
-        return None
-    arranged = torch.stack([flat[group] for group in groups.values()])
-    return _Arranged(arranged, frozenset(rows.flatten().tolist()), frozenset(columns.flatten().tolist()))
-
-
-def _heads_apart(flat: torch.Tensor, rows: torch.Tensor, alone: int) -> tuple[torch.Tensor, torch.Tensor]:
-    count, queries, keys = flat.shape
-    heads = queries // alone
-    if bool((rows[:, :alone] == rows[:, -alone:]).all()):  # head by head
-        return flat.reshape(count * heads, alone, keys), rows.reshape(count * heads, alone)
-    turned = flat.reshape(count, alone, heads, keys).transpose(1, 2).reshape(count * heads, alone, keys)
-    return turned, rows.reshape(count, alone, heads).transpose(1, 2).reshape(count * heads, alone)
+        return Arranged(weights.reshape(batch, -1, queries, keys), frozenset(), frozenset())
 
 
 def _softened(found: torch.Tensor, origin: Origin, turned: bool) -> torch.Tensor | None:
@@ -435,86 +364,11 @@ def _softened(found: torch.Tensor, origin: Origin, turned: bool) -> torch.Tensor
     return before if fits and rows_are_shares(before) else None
 
 
-def _varies(numbers: torch.Tensor | None, axis: int) -> bool:
-    return numbers is not None and numbers.shape[axis] > 1 and bool((numbers != numbers.narrow(axis, 0, 1)).any())
-
-
-def _belong_together(one: _Record, other: _Record) -> bool:
-    """Whether two maps are heads, or parts of the queries, of one."""
-    if not (one.query and other.query and one.key and other.key and one.rows) or one.map.kind != other.map.kind:
-        return False
-    sources = [(item.query.sources, item.key.sources) for item in (one, other) if item.query and item.key]
-    if sources[0] != sources[1] or one.columns != other.columns or not _common_path(one.map.name, other.map.name):
-        return False
-    if one.rows.isdisjoint(other.rows):
-        return one.map.kind == "self" and one.map.weights.shape[:2] == other.map.weights.shape[:2]
-    both = one.map.weights.shape, other.map.weights.shape
-    return one.one_head and other.one_head and one.rows == other.rows and both[0] == both[1]
-
-
-def _joined(parts: list[_Record]) -> _Record:
-    if len(parts) == 1:
-        return parts[0]
-    of_heads = parts[0].rows == parts[1].rows
-    weights = torch.cat([part.map.weights for part in parts], 1 if of_heads else -2)
-    checks = [part.map.check for part in parts if part.map.check is not None]
-    path = functools.reduce(_common_path, (part.map.name for part in parts))
-    return replace(parts[0], map=replace(parts[0].map, name=path, weights=weights, check=max(checks, default=None)))
-
-
-def _common_path(one: str, other: str) -> str:
-    parts = []
-    for left, right in zip(one.split("."), other.split(".")):
-        if left != right:
-            break
-        parts.append(left)
-    return ".".join(parts)
-
-
-def _kinds(records: list[_Record]) -> list[AttentionMap]:
-    """The maps; those of an encoder, which a decoder attends to, and those of parts of the tokens, are told apart."""
-    crossing = [record for record in records if record.map.kind == "cross" and record.key and record.query]
-    attended = {record.key.stream for record in crossing if record.key}
-    attending = {record.query.stream for record in crossing if record.query}
-    maps = []
-    for record in records:
-        item = record.map
-        stream = None if record.query is None else record.query.stream
-        alone = stream in attended and (stream not in attending or _is_encoders(item.name))
-        if item.kind == "self" and any(_are_windows(record, other) for other in records):
-            item = replace(item, kind="window")
-        maps.append(replace(item, kind="encoder") if item.kind == "self" and alone else item)
-    return maps
-
-
-def _are_windows(one: _Record, other: _Record) -> bool:
-    """Whether two maps are of the same stream at the same place, each of tokens of its own."""
-    if one.query is None or other.query is None or other.map.kind != "self":
-        return False
-    same = one.query.sources == other.query.sources and one.map.square and other.map.square
-    own = {row for row in one.rows if row >= 0}  # the model's own tokens, below nought, are in each
-    return same and bool(own) and own.isdisjoint(other.rows)
-
-
-def _is_encoders(name: str) -> bool:
-    return "encoder" in name and "decoder" not in name
-
-
 def _held_by(model: torch.nn.Module) -> Iterator[torch.Tensor]:
     """The tensors that a model holds itself: parameters, buffers, and what its modules keep as attributes."""
     yield from (*model.parameters(), *model.buffers())
     for module in model.modules():
         yield from tensors_in([value for name, value in vars(module).items() if not name.startswith("__")])
-
-
-def _named(maps: list[AttentionMap]) -> list[AttentionMap]:
-    """Each map with a name of its own."""
-    times: Counter[str] = Counter()
-    named = []
-    for item in maps:
-        times[item.name] += 1
-        named.append(item if times[item.name] == 1 else replace(item, name=f"{item.name}#{times[item.name]}"))
-    return named
 
 
 def _with_returned(maps: list[AttentionMap], returned: list[AttentionMap]) -> list[AttentionMap]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .attention_maps import rows_are_shares
+from .attention_maps import rows_are_shares, wide
 
 _QUERY, _KEY, _VALUE = "query", "key", "value"
 
@@ -87,11 +87,6 @@ def tolerance(output: torch.Tensor) -> float:
     """How far two ways to work out the same may lie apart in a type."""
     finite = output.detach().abs().nan_to_num(0, 0, 0)
     return math.sqrt(torch.finfo(output.dtype).eps) * max(1.0, float(finite.max()) if finite.numel() else 1.0)
-
-
-def wide(tensor: torch.Tensor) -> torch.Tensor:
-    """In float32, or in float64 where it is that."""
-    return tensor if tensor.dtype is torch.float64 else tensor.float()
 
 
 def _recomputed(kernel: Kernel) -> torch.Tensor | None:

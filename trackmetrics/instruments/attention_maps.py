@@ -46,6 +46,11 @@ class AttentionMap:
         return self.weights.shape[-1] == self.weights.shape[-2]
 
 
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    """In float32, or in float64 where it is that."""
+    return tensor if tensor.dtype is torch.float64 else tensor.float()
+
+
 def rows_are_shares(weights: torch.Tensor) -> bool:
     """Whether each row sums to 1, or to 0 where every key is masked; not all of them to 0."""
     if weights.numel() == 0:

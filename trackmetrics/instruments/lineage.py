@@ -183,7 +183,7 @@ class Lineage:
         if self.attending and name in ("bmm", "baddbmm"):
             left, right = left or self._of_parameter(factors[0]), right or self._of_parameter(factors[1].mT)
         if left is not None and right is not None:
-            over_features = _varies(left.tokens, -1) or (output.ndim > 1 and _varies(right.tokens, -2))
+            over_features = varies(left.tokens, -1) or (output.ndim > 1 and varies(right.tokens, -2))
             product = Product(left, right, output.numel(), over_features)
             origin = Origin(left.sources | right.sources, left.stream, product=product)
             if output.ndim > 1:
@@ -204,9 +204,9 @@ class Lineage:
     def _weighed(self, origin: Origin, output: torch.Tensor, axis: int) -> Origin:
         """What a linear layer makes of an activation, summing over an axis of it: over features, most often."""
         tokens = origin.tokens
-        if tokens is not None and tokens.ndim == output.ndim and not _varies(tokens, axis):
+        if tokens is not None and tokens.ndim == output.ndim and not varies(tokens, axis):
             spread = origin.moved(lambda numbers: numbers.narrow(axis, 0, 1).expand(output.shape))
-            if origin.product is not None and not origin.product.over_features and not _varies(origin.others, axis):
+            if origin.product is not None and not origin.product.over_features and not varies(origin.others, axis):
                 return spread  # a layer over heads
             origin = Origin(origin.sources, origin.stream)
             return replace(origin, tokens=spread.tokens, features=_along(output, axis))
@@ -289,14 +289,14 @@ class Lineage:
             return origin.moved(lambda numbers: numbers.expand(output.shape))
         axis = None
         if origin.features is not None and output.ndim == first.ndim and origin.product is None:
-            axes = [item for item in range(first.ndim) if _varies(origin.features, item)]
+            axes = [item for item in range(first.ndim) if varies(origin.features, item)]
             axis = axes[0] if len(axes) == 1 and output.shape[axes[0]] == first.shape[axes[0]] else None
         return self.numbered(replace(origin, others=None), output, axis)
 
     def _joined(self, join: Callable[..., torch.Tensor], args: Sequence[Any], origin: Origin) -> Origin:
         """Tensors one after the other; the model's own tokens have numbers below nought, alike for each example."""
         parts: list[Origin] = []
-        axis = next((item for item in reversed(range(args[0][0].ndim)) if _varies(origin.features, item)), -1)
+        axis = next((item for item in reversed(range(args[0][0].ndim)) if varies(origin.features, item)), -1)
         for item in args[0]:
             own = self._origins.get(item)
             if own is None:
@@ -335,8 +335,8 @@ def _reshaped(name: str, args: Sequence[Any], numbers: torch.Tensor | None) -> l
     return [moved] if isinstance(moved, torch.Tensor) else list(moved)
 
 
-def _varies(numbers: torch.Tensor | None, axis: int) -> bool:
+def varies(numbers: torch.Tensor | None, axis: int) -> bool:
     """Whether numbers differ along an axis."""
     if numbers is None or numbers.ndim < max(axis + 1, -axis) or numbers.shape[axis] < 2 or numbers.stride(axis) == 0:
         return False
-    return bool((numbers.select(axis, 0) != numbers.select(axis, 1)).any())
+    return bool((numbers != numbers.narrow(axis, 0, 1)).any())

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .attention_maps import AttentionMap, rows_are_shares
+from .attention_maps import AttentionMap, rows_are_shares, wide
 
 _NAMES = {
     "attentions": "self",
@@ -78,7 +78,7 @@ def _one_map(layer: Any, batch: Collection[int]) -> torch.Tensor | None:
     """One layer's map, `[batch, heads, query, key]`."""
     if not isinstance(layer, torch.Tensor) or not layer.is_floating_point() or not 2 <= layer.ndim <= 4:
         return None
-    weights = layer.detach() if layer.dtype is torch.float64 else layer.detach().float()
+    weights = wide(layer.detach())
     if weights.ndim == 3:
         weights = weights[:, None] if weights.shape[0] in batch else weights[None]
     if weights.ndim == 2:

@@ -104,9 +104,9 @@ def _values(
     if first.reduction == "mean":
         return _joined([call.result for call in calls])
     if first.reduction == "sum":
-        totals = _wide(_joined([call.result for call in calls]))
+        totals = wide(_joined([call.result for call in calls]))
     else:
-        result = _wide(first.result.reshape(-1))
+        result = wide(first.result.reshape(-1))
         totals = (result if counted is None else torch.where(counted, result, 0)).sum().reshape(1)
     weight = first.argument("weight")
     if weight is not None and target is not None and counted is not None and first.criterion.kind == "classes":
@@ -151,5 +151,6 @@ def _sums(counted: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
     return torch.stack([stretch.sum() for stretch in counted.split(list(lengths))])
 
 
-def _wide(values: torch.Tensor) -> torch.Tensor:
+def wide(values: torch.Tensor) -> torch.Tensor:
+    """In float32, or in float64 where they are that."""
     return values if values.dtype is torch.float64 else values.float()

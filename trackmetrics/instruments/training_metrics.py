@@ -17,7 +17,7 @@ from .criteria import Call, Criterion, Made
 from .epoch_means import EpochMeans, settle
 from .pairing import Pairing
 from .reaching import ReachHooks, can_be_reached
-from .tally import Tally
+from .tally import Tally, wide
 from .trained_parameters import Root
 
 _OVERWRITTEN = "the outputs or targets were overwritten before the backward ended"
@@ -214,7 +214,7 @@ class TrainingMetrics:
     def _add_loss(self, backwards: list[_Backward]) -> list[Call]:
         """Give the calls whose values are the step's loss; where it isn't theirs, add it here."""
         calls = list(dict.fromkeys(call for backward in backwards for call in backward.calls))
-        scalars = [_wide(backward.scalar) for backward in backwards if backward.scalar is not None]
+        scalars = [wide(backward.scalar) for backward in backwards if backward.scalar is not None]
         complete = len(scalars) == len(backwards)
         if all(backward.joined for backward in backwards) and _alike(calls):
             if complete and any(call.reduction == "none" for call in calls):
@@ -241,7 +241,7 @@ class TrainingMetrics:
         tallies = [_tallied(call) for call in calls]
         targets = torch.cat([tallied.targets for tallied in tallies])
         values = torch.cat([tallied.values for tallied in tallies])
-        mean = torch.where(targets > 0, _wide(values) * targets, 0).sum() / targets.sum()
+        mean = torch.where(targets > 0, wide(values) * targets, 0).sum() / targets.sum()
         for tallied in tallies:
             if tallied.even is not None:
                 mean = torch.where(tallied.even.reshape(()), mean, scalar.to(mean))
@@ -309,10 +309,6 @@ def _scalar(roots: tuple[Root, ...], scale: torch.Tensor | None) -> torch.Tensor
         return None
     value = root.detach().clone()
     return value if scale is None else value.float() / scale.to(value.device)
-
-
-def _wide(value: torch.Tensor) -> torch.Tensor:
-    return value if value.dtype is torch.float64 else value.float()
 
 
 def _that_tell(backwards: list[_Backward]) -> list[_Backward]:
