@@ -14,10 +14,12 @@ import trackmetrics
 # From the ground up. A module may import from floors below its own; on one floor only what is listed.
 FLOORS = [
     ["errors"],
-    ["plain", "names"],
-    ["record", "notices"],
-    ["json_text", "progress", "environment"],
+    ["plain", "names", "json_pointer", "whole_file", "path_lock", "standard_error"],
+    ["array_types", "non_finite"],
+    ["record", "notices", "json_text"],
+    ["sidecars", "progress", "environment", "norm_history", "termination"],
     ["metrics_file"],
+    ["resumption"],
     ["options"],
     ["instruments"],
     ["assessment"],

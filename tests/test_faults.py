@@ -32,6 +32,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset
 
 from trackmetrics import FinalInference, Tracker, TrackmetricsWarning
+from trackmetrics.plain import Growing
 from trackmetrics.record import record_to_plain
 
 # What is trained
@@ -417,7 +418,7 @@ def flat(value, place=""):
     if isinstance(value, dict):
         for key, item in value.items():
             yield from flat(item, f"{place}/{key}")
-    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+    elif isinstance(value, (list, Growing)) and any(isinstance(item, dict) for item in value):
         for number, item in enumerate(value):
             yield from flat(item, f"{place}/{number}")
     else:

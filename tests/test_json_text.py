@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from strict_json import strict_loads
 
 from trackmetrics.errors import MetricsFileError
-from trackmetrics.json_text import decode, encode, non_finite, restore_non_finite
+from trackmetrics.json_text import decode, encode
+from trackmetrics.non_finite import non_finite, restore_non_finite
 
 INF, NAN = math.inf, math.nan
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .array_types import single_or_double
 from .errors import ArgumentError
 from .instruments import evaluation, final_inference, hyperparameters
 from .instruments.data import UnreadableError
@@ -26,7 +27,7 @@ from .instruments.training import Observation, Training
 from .instruments.undisturbed import undisturbed
 from .notices import Notices
 from .options import Options
-from .record import METRIC_KEYS, FinalInference, FinalResults, single_or_double
+from .record import METRIC_KEYS, FinalInference, FinalResults
 
 _EPOCH_ARGUMENTS = ("num_epochs", "epochs", "n_epochs", "max_epochs", "num_train_epochs")
 _last_path: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()

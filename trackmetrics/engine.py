@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -19,10 +20,13 @@ from .instruments.gradient_norm import MEANING
 from .instruments.said_values import SaidValues
 from .instruments.training import Training
 from .metrics_file import MetricsFile
+from .norm_history import NormHistory
 from .notices import Notices
 from .options import Options
 from .progress import ProgressLines
 from .record import EpochRecord, Hyperparameters, Metadata, RunRecord
+from .resumption import Earlier, go_on
+from .termination import told_of_termination
 
 _PER_EPOCH = "a function that is called once an epoch stays undecorated: decorate the one with the loop"
 
@@ -38,21 +42,27 @@ class Clock:
 class Engine:
     """One live run, between entering and leaving; nothing of it stays afterwards but its `record`.
 
-    Entering takes the file (`OutputError`, `PathInUseError`) and begins to listen.
+    Entering takes the file (`OutputError`, `PathInUseError`, `ResumeError`) and begins to listen.
     """
 
     clock = Clock()
 
     def __init__(self, options: Options, arguments: Mapping[str, Any]) -> None:
-        timestamp = self.clock.now().astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self.record = RunRecord(Metadata(options.task, timestamp))
-        self.file = MetricsFile(options.folder, options.file_part)
+        self._timestamp = self.clock.now().astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self.record = RunRecord(Metadata(options.task, self._timestamp))
+        self.file = MetricsFile(
+            options.folder,
+            options.file_part,
+            keep_previous=options.keep_previous,
+            max_inline_mb=options.max_inline_mb,
+        )
         self._options = options
         self._notices = Notices()
         self._training = Training(functools.partial(_instrument_failed, self._notices))
         self._assessment = Assessment(options, self._training, self._notices, arguments, self.clock.monotonic)
         self._progress = ProgressLines(options.progress)
-        self._summaries: list[dict[str, Any]] = []
+        self._earlier: Earlier | None = None
+        self._norms = NormHistory()
         self._saving_seconds = 0.0
         self._started = self.clock.monotonic()
 
@@ -60,11 +70,34 @@ class Engine:
     def running(self) -> Iterator[None]:
         """Hold the file and listen to the training, and let go of both at the end, whatever happens."""
         with self.file:
+            self._take_up()
             try:
-                with listening(self._training):
+                with told_of_termination(self.terminated), listening(self._training):
                     yield
             finally:
                 self._training.release()
+
+    def _take_up(self) -> None:
+        """Go on from an earlier run's record, where that was asked for."""
+        if self.file.lock_fault is not None:
+            self._notices.say(
+                "lock",
+                f"{self.file.path} can't be locked ({self.file.lock_fault}): nothing keeps a second run from writing "
+                "it; give each run a part= or output_dir= of its own",
+            )
+        if not self._options.resumed_after:
+            return
+        earlier = go_on(self.file.path, self._options.task, self._options.resumed_after)
+        if earlier is not None:
+            self._earlier = earlier
+            self._norms = NormHistory(earlier.norm_summaries)
+            self._started -= earlier.elapsed_seconds
+            self.record = earlier.record
+
+    @property
+    def _own_epochs(self) -> int:
+        """How many epochs of the record are this run's."""
+        return len(self.record.epochs) - (len(self._earlier.record.epochs) if self._earlier else 0)
 
     @property
     def completed_steps(self) -> int:
@@ -114,18 +147,26 @@ class Engine:
 
     def _add(self, epoch: EpochRecord, summary: Mapping[str, Any]) -> None:
         self.record = replace(self.record, epochs=(*self.record.epochs, epoch))
-        self._summaries.append({"epoch": epoch.epoch, **summary})
+        self._norms.add({"epoch": epoch.epoch, **summary})
 
     # The end
 
     def failed(self, error: BaseException) -> None:
-        """An exception ends the run: say so in the file, if it has an epoch; else the earlier file stays."""
-        if self.record.epochs:
+        """An exception ends the run: say so in the file, if the run has an epoch; else the earlier file stays."""
+        if self._own_epochs:
             self._save(_ended_by(error))
+
+    def terminated(self, signal: str) -> None:
+        """A signal ends the process: say so in the file, as for an exception."""
+        if self._own_epochs:
+            message = f"the process was told to end by {signal}"
+            self._save({"state": "interrupted", "error": {"type": signal, "message": message}})
 
     def completed(self, returned: Any) -> None:
         """Add the final results and the final inference; `returned` is what the decorated function gave back."""
         epochs = self.record.epochs
+        if epochs and not self._own_epochs:
+            return  # nothing was left to train: the earlier file, its results included, stays
         if not epochs:
             self._notices.say(
                 "epochs", f"no epoch was tracked: wrap each epoch's body in `with tracker.epoch():`; {_PER_EPOCH}"
@@ -143,13 +184,16 @@ class Engine:
             if len(epochs) == 1 and self._assessment.trained_before(str(self.file.path)):
                 self._notices.say("runs", f"this run of one epoch trained the model of the run before it; {_PER_EPOCH}")
         with self._spared("saving"):
-            self._save({"state": "completed"})
+            saved = self._save({"state": "completed"})
+            if not saved and self.record.final_inference is not None:  # what is largest may be what is too much
+                self.record = replace(self.record, final_inference=None)
+                self._save({"state": "completed"})
         with self._spared("progress"):
             self._progress.run_done(self.record, self.file.path)
 
     # Saving
 
-    def _save(self, status: dict[str, Any]) -> None:
+    def _save(self, status: dict[str, Any]) -> bool:
         """Bring the record up to date and write it; a disk that refuses costs this save, not the training."""
         began = self.clock.monotonic()
         metadata = replace(self.record.metadata, device=None, hyperparameters=Hyperparameters())
@@ -165,30 +209,37 @@ class Engine:
             self.record = replace(self.record, extensions=extensions)
         try:
             self.file.write(self.record)
+            saved = True
         except Exception as error:
+            saved = False
             self._notices.say(
                 "saving",
                 f"{self.file.path} could not be written ({error}); the last good file stays, training goes on, "
                 "and the next epoch tries again",
             )
         self._saving_seconds += self.clock.monotonic() - began
+        return saved
 
     def _extensions(self, status: dict[str, Any]) -> dict[str, Any]:
-        counts = ("steps", "skipped_steps", "non_finite_steps")
-        norms: dict[str, Any] = {"meaning": MEANING}
-        for key in counts:
-            known = [summary[key] for summary in self._summaries if key in summary]
-            norms[key] = sum(known) if len(known) == len(self._summaries) else None
+        norms: dict[str, Any] = {"meaning": MEANING, **self._norms.described()}
         if self._training.measured_at_step:
             norms["measured"] = "at the optimizer's step where gradients were set by hand"
+        earlier = self._earlier or Earlier(RunRecord(self.record.metadata))
+        seconds = Counter(earlier.seconds)
+        seconds.update({**self._assessment.seconds, "saving": self._saving_seconds})
         described: dict[str, Any] = {
+            **earlier.foreign,
             "status": {**status, **describe_process()},
             "environment": describe_environment(self._assessment.device_name),
-            "gradient_norm": {**norms, "epochs": list(self._summaries)},
+            "gradient_norm": norms,
             "attention": self._assessment.attention,
-            "seconds": {**self._assessment.seconds, "saving": self._saving_seconds},
-            "warnings": self._notices.messages,
+            "seconds": dict(seconds),
+            "warnings": [*earlier.warnings, *self._notices.messages],
+            "resumed": earlier.resumptions,
         }
+        if self._earlier is not None:
+            now = self.record.metadata.hyperparameters
+            described["resumed"].append(self._earlier.resumption(self._timestamp, now))
         return {key: value for key, value in described.items() if value}
 
     # What goes wrong

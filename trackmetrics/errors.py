@@ -26,6 +26,10 @@ class PathInUseError(OutputError):
     """A metrics file that another live run is writing."""
 
 
+class ResumeError(TrackmetricsError, ValueError):
+    """An earlier file that a run can't go on in."""
+
+
 class RunStateError(TrackmetricsError, RuntimeError):
     """A call at the wrong moment: outside a run, or an epoch inside an epoch."""
 
@@ -40,6 +44,11 @@ class AttentionError(TrackmetricsError, RuntimeError):
 
 class TrackmetricsWarning(UserWarning):
     """A value that could not be had or written; training goes on."""
+
+
+def reason(error: Exception) -> str:
+    """Say what the system, or a library, gives as the reason of its error."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def shown(value: object) -> str:

@@ -1,38 +1,101 @@
-"""The file's text: strict JSON that people can read, and the numbers that JSON has no word for.
+"""The file's text: strict JSON that people can read.
 
-Objects are indented, an epoch stands on one line, a matrix row on one line. NaN and infinities are written as
-null; `non_finite` says where each stood, and `restore_non_finite` puts them back.
+Objects are indented, each object of a list begins a line, an epoch stands on one, and so does a matrix row. NaN and
+infinities are written as null.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
-from .errors import MetricsFileError, shown
+from .errors import MetricsFileError
+from .json_pointer import members
+from .non_finite import non_finite
+from .plain import Growing
 
 _LINE_WIDTH = 100
-_NAMES = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _LONG_INTEGER = re.compile(rb"[0-9]{19}")  # may be past 64 bits, where orjson reads a float
 
 
-def encode(plain: dict[str, Any]) -> bytes:
-    """Write plain data (dicts, lists, scalars, NumPy arrays) as one JSON text in UTF-8, with a last newline.
+@dataclass(frozen=True)
+class _Written:
+    """What was made of the items of a growing list so far."""
 
-    Floats take the shortest decimal that gives back the same float of the same width.
+    items: Sequence[Any] = ()
+    texts: tuple[bytes, ...] = ()
+    non_finite: dict[str, Any] | None = None
+
+
+class JsonText:
+    """The text of plain data that is written again and again; of a `Growing` list only what is new is made.
+
+    >>> text = JsonText()
+    >>> b"".join(text.pieces({"losses": Growing((0.5, float("nan")), lambda loss: {"loss": loss})})).split()
+    [b'{', b'"losses":', b'[', b'{"loss":', b'0.5},', b'{"loss":', b'null}', b']', b'}']
     """
-    text = bytearray()
-    for piece in _pieces(plain, 0):
-        text += piece
-    text += b"\n"
-    return bytes(text)
+
+    def __init__(self) -> None:
+        self._written: dict[str, _Written] = {}
+
+    def non_finite(self, plain: Any, pointer: str = "") -> dict[str, Any]:
+        """Say where stands what JSON has no word for, as `trackmetrics.non_finite.non_finite` does."""
+        if isinstance(plain, Growing):
+            return self._grown(plain, pointer).non_finite or {}
+        if not isinstance(plain, dict):
+            return non_finite(plain, pointer)
+        entries: dict[str, Any] = {}
+        for where, item in members(plain, pointer):
+            entries |= self.non_finite(item, where)
+        return entries
+
+    def pieces(self, plain: Any) -> Iterator[bytes]:
+        """Give the text of plain data (dicts, lists, scalars, NumPy arrays, growing lists) in pieces, in UTF-8.
+
+        Floats take the shortest decimal that gives back the same float of the same width. An item of a growing list
+        stands on one line. No piece is longer than one, or than a row of an array.
+        """
+        yield from self._pieces(plain, "", 0)
+        yield b"\n"
+
+    def _pieces(self, value: Any, pointer: str, depth: int) -> Iterator[bytes]:
+        if isinstance(value, Growing):
+            texts = self._grown(value, pointer).texts
+            yield from _bracketed(([text] for text in texts), b"[]", depth) if texts else [b"[]"]
+        elif isinstance(value, dict) and _holds_long_things(value):
+            own = zip(value, members(value, pointer), strict=True)
+            pieces = (_member(key, self._pieces(item, where, depth + 1)) for key, (where, item) in own)
+            yield from _bracketed(pieces, b"{}", depth)
+        else:
+            yield from _pieces(value, depth)
+
+    def _grown(self, growing: Growing, pointer: str) -> _Written:
+        """What was made of a list, and of what was added since."""
+        known = self._written.get(pointer, _Written())
+        if len(known.items) > len(growing.items) or not all(map(is_, known.items, growing.items)):
+            known = _Written()
+        new = growing[len(known.items) :]
+        if new:
+            texts = (*known.texts, *map(_one_line, new))
+            entries = dict(known.non_finite or {})
+            for index, item in enumerate(new, len(known.items)):
+                entries |= non_finite(item, f"{pointer}/{index}")
+            known = _Written(growing.items, texts, entries)
+            self._written[pointer] = known  # in one assignment: a signal handler may save in between
+        return known
+
+
+def encode(plain: Any) -> bytes:
+    """Write plain data as one JSON text, with a last newline."""
+    return b"".join(JsonText().pieces(plain))
 
 
 def decode(text: bytes) -> Any:
@@ -40,8 +103,14 @@ def decode(text: bytes) -> Any:
     try:
         plain = orjson.loads(text)
         return json.loads(text) if _LONG_INTEGER.search(text) else plain
-    except (orjson.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: an integer too long for Python, too
         raise MetricsFileError(f"not valid JSON: {error}") from None
+
+
+def text_length(array: npt.NDArray[Any]) -> int:
+    """Say how many bytes the numbers of an array take in the text, commas included."""
+    rows = array.reshape(-1, array.shape[-1]) if array.ndim > 1 else [array]
+    return sum(len(_row(row)) for row in rows)
 
 
 def _pieces(value: Any, depth: int) -> Iterator[bytes]:
@@ -51,34 +120,35 @@ def _pieces(value: Any, depth: int) -> Iterator[bytes]:
     if isinstance(value, np.ndarray):
         yield _row(value)
         return
-    if not _holds_arrays(value):
+    if not _holds_long_things(value):
         line = _one_line(value)
         if len(line) + 2 * depth <= _LINE_WIDTH or _is_flat(value):
             yield line
             return
     if isinstance(value, dict):
-        yield from _bracketed((_member(key, item, depth + 1) for key, item in value.items()), b"{}", depth)
+        pieces = (_member(key, _pieces(item, depth + 1)) for key, item in value.items())
+        yield from _bracketed(pieces, b"{}", depth)
     else:
         yield from _bracketed((_pieces(item, depth + 1) for item in value), b"[]", depth)
 
 
+# The one float32 (with its negative) whose shortest decimal, 7.038531e-26, readers take for its neighbour, since they
+# parse decimals as doubles. tests/benchmarks/float32_decimals.py looks at each float32 there is.
+_MISREAD = np.float32(float.fromhex("0x1.5c87fap-84"))
+
+
 def _row(row: npt.NDArray[Any]) -> bytes:
-    line = orjson.dumps(np.ascontiguousarray(row), option=orjson.OPT_SERIALIZE_NUMPY)
-    if row.dtype == np.float32:
-        # Readers parse decimals as doubles, and about one float32 in a billion (7.038531e-26) comes back as its
-        # neighbour from there: then the row's decimals are those of the doubles.
-        read = np.array(orjson.loads(line), dtype=np.float32)
-        if np.any(np.isfinite(row) & (read != row)):
-            return _row(row.astype(np.float64))
-    return line
+    if row.dtype == np.float32 and (np.abs(row) == _MISREAD).any():
+        row = row.astype(np.float64)
+    return orjson.dumps(np.ascontiguousarray(row), option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _member(key: str, value: Any, depth: int) -> Iterator[bytes]:
+def _member(key: str, pieces: Iterable[bytes]) -> Iterator[bytes]:
     yield orjson.dumps(key) + b": "
-    yield from _pieces(value, depth)
+    yield from pieces
 
 
-def _bracketed(items: Iterator[Iterator[bytes]], brackets: bytes, depth: int) -> Iterator[bytes]:
+def _bracketed(items: Iterable[Iterable[bytes]], brackets: bytes, depth: int) -> Iterator[bytes]:
     margin = b"\n" + b"  " * (depth + 1)
     yield brackets[:1]
     separator = margin
@@ -92,8 +162,8 @@ def _bracketed(items: Iterator[Iterator[bytes]], brackets: bytes, depth: int) ->
 
 def _one_line(value: Any) -> bytes:
     if isinstance(value, dict):
-        members = (orjson.dumps(key) + b": " + _one_line(item) for key, item in value.items())
-        return b"{" + b", ".join(members) + b"}"
+        members_ = (orjson.dumps(key) + b": " + _one_line(item) for key, item in value.items())
+        return b"{" + b", ".join(members_) + b"}"
     if isinstance(value, list):
         return b"[" + b", ".join(_one_line(item) for item in value) + b"]"
     if isinstance(value, int) and not isinstance(value, bool):
@@ -107,143 +177,11 @@ def _is_flat(value: Any) -> bool:
     return not any(isinstance(item, (dict, list)) for item in items)
 
 
-def _holds_arrays(value: Any) -> bool:
-    if isinstance(value, np.ndarray):
-        return True
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return any(_holds_arrays(item) for item in items)
-
-
-def non_finite(value: Any, pointer: str = "") -> dict[str, Any]:
-    """Say at which JSON pointer stands which number that JSON has no word for.
-
-    A scalar's entry is its name; an array's is `{name: [[start, length], ...]}`, runs over its flat order.
-
-    >>> import numpy as np
-    >>> non_finite({"loss": float("nan"), "row": np.array([0.0, -np.inf, -np.inf])})
-    {'/loss': 'NaN', '/row': {'-Infinity': [[1, 2]]}}
-    """
-    if isinstance(value, np.ndarray):
-        runs = {name: _runs(flags) for name, flags in _flags(value)}
-        found = {name: run for name, run in runs.items() if run}
-        return {pointer: found} if found else {}
-    if isinstance(value, float) and not math.isfinite(value):
-        return {pointer: "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"}
-    entries: dict[str, Any] = {}
-    for place, item in _members(value, pointer):
-        entries |= non_finite(item, place)
-    return entries
-
-
-def _members(value: Any, pointer: str) -> Iterator[tuple[str, Any]]:
-    """What an object or a list holds, each with the JSON pointer at which it stands."""
+def _holds_long_things(value: Any) -> bool:
+    """Whether an array or a list of objects stands in it, which take lines of their own."""
+    if isinstance(value, list):
+        objects = bool(value) and all(isinstance(item, dict) for item in value)
+        return objects or any(map(_holds_long_things, value))
     if isinstance(value, dict):
-        yield from ((f"{pointer}/{key.replace('~', '~0').replace('/', '~1')}", item) for key, item in value.items())
-    elif isinstance(value, list):
-        yield from ((f"{pointer}/{index}", item) for index, item in enumerate(value))
-
-
-def array_types(value: Any, pointer: str = "") -> Iterator[tuple[str, str]]:
-    """Say at which JSON pointer an array stands, and of which type.
-
-    >>> import numpy as np
-    >>> list(array_types({"maps": [np.zeros((2, 2), np.float32)]}))
-    [('/maps/0', 'float32')]
-    """
-    if isinstance(value, np.ndarray):
-        yield pointer, str(value.dtype)
-    for place, item in _members(value, pointer):
-        yield from array_types(item, place)
-
-
-def restore_arrays(plain: Any, types: dict[str, Any]) -> None:
-    """Make arrays of the lists that `array_types` describes, in place.
-
-    Raises `MetricsFileError` where one names no such list.
-    """
-    for pointer, kind in types.items():
-        try:
-            holder, key = _place(plain, pointer)
-            holder[key] = np.array(holder[key], dtype={"float32": np.float32, "float64": np.float64}[kind])
-        except (KeyError, IndexError, TypeError, ValueError):
-            raise MetricsFileError(
-                f"/extensions/dtypes says that {shown(pointer)} is an array of {shown(kind)}; no such array is there"
-            ) from None
-
-
-def _flags(array: npt.NDArray[Any]) -> list[tuple[str, npt.NDArray[Any]]]:
-    return [("NaN", np.isnan(array)), ("Infinity", np.isposinf(array)), ("-Infinity", np.isneginf(array))]
-
-
-def _runs(flags: npt.NDArray[Any]) -> list[list[int]]:
-    """Runs of true values over the flat order, as [start, length] pairs."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], flags.ravel(), [False])).astype(np.int8)))
-    return [[int(start), int(stop - start)] for start, stop in edges.reshape(-1, 2)]
-
-
-def restore_non_finite(plain: Any, entries: Any) -> None:
-    """Put the values that `non_finite` describes back into plain data, in place.
-
-    Raises `MetricsFileError` where an entry names no place of the file, or one where no null stands.
-    """
-    if not isinstance(entries, dict):
-        raise MetricsFileError(f"/extensions/non_finite is {shown(entries)}; expected an object")
-    for pointer, entry in entries.items():
-        try:
-            _restore(plain, pointer, entry)
-        except (KeyError, IndexError, TypeError, ValueError):
-            raise MetricsFileError(
-                f"/extensions/non_finite says {shown(entry)} stands at {shown(pointer)}, where no such null is"
-            ) from None
-
-
-def _restore(plain: Any, pointer: str, entry: Any) -> None:
-    holder, last = _place(plain, pointer)
-    if isinstance(entry, str):
-        _put(holder, last, _NAMES[entry])
-        return
-    if not isinstance(entry, dict):
-        raise TypeError(entry)
-    rows = _innermost_rows(holder[last])
-    width = len(rows[0])
-    for name, runs in entry.items():
-        for start, length in runs:
-            if start < 0 or length < 0 or start + length > width * len(rows):
-                raise IndexError(start)
-            for index in range(start, start + length):
-                _put(rows[index // width], index % width, _NAMES[name])
-
-
-def _place(plain: Any, pointer: str) -> tuple[Any, Any]:
-    """What holds the place that a JSON pointer names, and its key in there."""
-    root, *parents, last = [part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")]
-    if root:
-        raise ValueError(pointer)
-    holder = plain
-    for part in parents:
-        holder = holder[_key(holder, part)]
-    return holder, _key(holder, last)
-
-
-def _put(holder: Any, key: Any, number: float) -> None:
-    if holder[key] is not None:
-        raise ValueError(key)
-    holder[key] = number
-
-
-def _key(holder: Any, part: str) -> Any:
-    if not isinstance(holder, list):
-        return part
-    if not part.isdecimal() or str(int(part)) != part:
-        raise ValueError(part)
-    return int(part)
-
-
-def _innermost_rows(array: Any) -> list[list[Any]]:
-    """The rows of a nested list, in order; all as long as the first."""
-    rows = [array]
-    while isinstance(rows[0][0], list):
-        rows = [row for outer in rows for row in outer]
-    if any(len(row) != len(rows[0]) for row in rows):
-        raise ValueError("rows of different lengths")
-    return rows
+        return any(map(_holds_long_things, value.values()))
+    return isinstance(value, (np.ndarray, Growing))

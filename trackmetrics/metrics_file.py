@@ -5,24 +5,30 @@ It is the truth about a run, not a sink: what can't be right about it raises bef
 
 from __future__ import annotations
 
-import contextlib
-import datetime
 import os
-import socket
-import tempfile
-from dataclasses import replace
+import secrets
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import filelock
+import numpy.typing as npt
 
-from .errors import MetricsFileError, OutputError, PathInUseError, shown
-from .json_text import array_types, decode, encode, non_finite, restore_arrays, restore_non_finite
+from . import sidecars
+from .array_types import arrays_in, restore_arrays
+from .errors import MetricsFileError, OutputError, reason, shown
+from .json_pointer import place
+from .json_text import JsonText, decode
 from .names import check_name
-from .record import FORMAT_VERSION, RunRecord, record_from_plain, record_to_plain, single_or_double
+from .non_finite import restore_non_finite
+from .path_lock import PathLock
+from .record import FORMAT_VERSION, RunRecord, record_from_plain, record_to_plain
+from .whole_file import put_aside, replace_whole, try_writing
 
-DESCRIBING_KEYS = ("format_version", "dtypes", "non_finite")  # of the extensions: what they say is about the text
+DESCRIBING_KEYS = ("format_version", "dtypes", "non_finite", "sidecars")  # of the extensions: they are about the text
+MAX_INLINE_MB = 256
 _SUFFIX = "_training_metrics.json"
+_MEGABYTE = 1_000_000
 
 
 class MetricsFile:
@@ -34,11 +40,19 @@ class MetricsFile:
     'demo_training_metrics.json'
 
     Entering makes the folder, tries it by writing, and takes the lock that keeps other live runs away; leaving
-    gives the lock back. An earlier file stays as it is until the first `write`.
+    gives the lock back. An earlier file stays as it is until the first `write`, which with `keep_previous` puts it
+    aside. Arrays whose text takes more than `max_inline_mb` million bytes go to files beside it.
     Raises `OutputError` where the folder can't be used and `PathInUseError` where another live run holds the path.
     """
 
-    def __init__(self, output_dir: str | os.PathLike[str], part: str) -> None:
+    def __init__(
+        self,
+        output_dir: str | os.PathLike[str],
+        part: str,
+        *,
+        keep_previous: bool = False,
+        max_inline_mb: float = MAX_INLINE_MB,
+    ) -> None:
         try:
             self.folder = Path(output_dir).absolute()
         except TypeError:
@@ -50,118 +64,123 @@ class MetricsFile:
                 f"output_dir is {shown(output_dir)}, in a working folder that no longer exists; give an absolute path"
             ) from None
         self.path = self.folder / f"{check_name('part', part)}{_SUFFIX}"
-        self._lock_path = self.folder / f".{self.path.name}.lock"
-        # A run may be left in another thread than it was entered in, so the lock is the object's, not the thread's.
-        self._lock = filelock.FileLock(self._lock_path, timeout=0, thread_local=False)
+        self._keep_previous = keep_previous
+        self._max_inline = max_inline_mb * _MEGABYTE
+        self._lock = PathLock(self.path)
+        self._temporary = self.folder / f".{self.path.name}.tmp"
+        self._text = JsonText()
+        self._written = False  # by this run
+        # A signal's handler may save for a thread that is saving: then it waits, or, in that very thread, goes first.
+        self._writing = threading.RLock()
 
     def __enter__(self) -> MetricsFile:
-        self._try_folder()
-        holder = self._holder()  # read first: a contender's attempt may empty the lock's text
-        try:
-            self._lock.acquire()
-        except filelock.Timeout:
-            raise self._in_use(holder) from None
-        except (OSError, NotImplementedError) as error:
-            raise OutputError(
-                f"{self._lock_path} can't be locked ({_reason(error)}); choose another output_dir="
-            ) from None
-        except RuntimeError:  # this very thread holds it
-            raise self._in_use(holder) from None
-        with contextlib.suppress(OSError):
-            self._lock_path.write_text(_this_process(), encoding="utf-8")
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._lock.release()
-
-    def _in_use(self, holder: str) -> PathInUseError:
-        return PathInUseError(
-            f"another live run writes {self.path} ({holder}); give this one another part= or output_dir=, "
-            "or wait until that one has ended"
-        )
-
-    def _try_folder(self) -> None:
         mend = "choose an output_dir= that can be written"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if self.path.is_dir():
-                raise OutputError(f"{self.path} is a folder, where the metrics file is to stand; move it away")
-            descriptor, probe = tempfile.mkstemp(prefix=f".{self.path.name}.", suffix=".tmp", dir=self.folder)
-            os.close(descriptor)
-            os.unlink(probe)
+            self._check_place()
+            self._lock.acquire()
         except OutputError:
             raise
         except FileExistsError:
             raise OutputError(f"the output folder {self.folder} is a file; {mend}") from None
         except (OSError, ValueError) as error:  # ValueError: a null character
-            raise OutputError(f"the output folder {self.folder} can't be written ({_reason(error)}); {mend}") from None
-
-    def _holder(self) -> str:
+            raise OutputError(f"the output folder {self.folder} can't be written ({reason(error)}); {mend}") from None
         try:
-            text = self._lock_path.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError):
-            text = ""
-        return text or "it doesn't say which process it is"
+            if self._lock.fault is not None:  # another run may write here, with a temporary file of its own
+                self._temporary = self.folder / f".{self.path.name}.{secrets.token_hex(4)}.tmp"
+            try_writing(self._temporary)
+        except OSError as error:
+            self._lock.release()
+            raise OutputError(f"the output folder {self.folder} can't be written ({reason(error)}); {mend}") from None
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._lock.release()
+
+    @property
+    def lock_fault(self) -> str | None:
+        """Why the path can't be held, where the filesystem has no locks."""
+        return self._lock.fault
+
+    def _check_place(self) -> None:
+        if self.path.is_symlink():
+            raise OutputError(
+                f"{self.path} is a symbolic link, to {shown(os.readlink(self.path))}; remove it, or give output_dir= "
+                "the folder that it leads to"
+            )
+        if self.path.is_dir():
+            raise OutputError(f"{self.path} is a folder, where the metrics file is to stand; move it away")
 
     def write(self, record: RunRecord) -> None:
         """Put the record in the file's place: whole, synced, by one rename; the old file stays until then.
 
-        Raises `OSError` where the disk refuses, and leaves no temporary file behind.
+        Raises `OSError` where the disk refuses, or another run took the path since the folder was deleted, and leaves
+        no temporary file behind.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{self.path.name}.{os.getpid()}.tmp"
-        try:
-            # 0o666 less the user's umask, as any file the user writes; a temporary file's own 0600 would stay on.
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(encode_record(record))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-        _sync_folder(self.folder)
+        with self._writing:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._check_place()
+            self._lock.keep()
+            plain = record_to_plain(record)
+            beside = self._write_beside(plain)
+            _describe(plain, beside, self._text)
+            if self._keep_previous and not self._written:
+                put_aside(self.path, self._temporary)
+            replace_whole(self.path, self._text.pieces(plain), self._temporary)
+            if beside or not self._written:
+                sidecars.remove_unnamed(self.path, [entry["file"] for entry in beside.values()])
+            self._written = True
+
+    def _write_beside(self, plain: dict[str, Any]) -> dict[str, Any]:
+        """Write the arrays that are too large for the text to files of their own, and put nulls in their places."""
+        if "extensions" not in plain:
+            return {}  # nowhere to name them
+        arrays = dict(_arrays(plain))
+        beside = {}
+        for pointer in sidecars.too_large(arrays, self._max_inline):
+            beside[pointer] = sidecars.write(self.path, pointer, arrays[pointer], self._temporary)
+            holder, key = place(plain, pointer)
+            holder[key] = None
+        return beside
 
 
 def encode_record(record: RunRecord) -> bytes:
-    """Give the file's text for a record, with the entries of `extensions` that describe the text itself."""
-    widened = _widened(record)
-    plain = record_to_plain(widened)
-    if widened.extensions is not None:
-        given = {key: value for key, value in plain["extensions"].items() if key not in DESCRIBING_KEYS}
-        plain["extensions"] = {"format_version": FORMAT_VERSION, **given}
-        described = {"dtypes": _dtypes(plain), "non_finite": non_finite(plain)}
-        plain["extensions"] |= {key: value for key, value in described.items() if value}
-    return encode(plain)
+    """Give the file's text for a record, all its arrays in it."""
+    plain, text = record_to_plain(record), JsonText()
+    _describe(plain, {}, text)
+    return b"".join(text.pieces(plain))
 
 
-def _widened(record: RunRecord) -> RunRecord:
-    """JSON writers know two widths of floats: half types become float32, whatever else float64."""
-    inference = record.final_inference
-    if inference is None:
-        return record
-    log_probs = None if inference.log_probs is None else single_or_double(inference.log_probs)
-    attention = single_or_double(inference.attention_weights)
-    return replace(record, final_inference=replace(inference, log_probs=log_probs, attention_weights=attention))
+def _arrays(plain: dict[str, Any]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    for key in ("final_inference", "extensions"):
+        yield from arrays_in(plain.get(key), f"/{key}")
 
 
-def _dtypes(plain: dict[str, Any]) -> dict[str, str]:
-    """Which arrays are float32: their decimals are the shortest for that width, so a reader must know it.
+def _describe(plain: dict[str, Any], beside: Mapping[str, Any], text: JsonText) -> None:
+    """Add to the extensions, unless they are left out, what is about the text itself.
 
-    Of the extensions all arrays are named: there, a list that is none may look the same.
+    Of the two arrays of the final inference only those in float32 are named: their decimals are the shortest for that
+    width, so a reader must know it. Of the extensions all are: there, a list that is none may look the same.
     """
-    inference = dict(array_types(plain["final_inference"], "/final_inference"))
-    single = {place: kind for place, kind in inference.items() if kind == "float32"}
-    return single | dict(array_types(plain["extensions"], "/extensions"))
+    if "extensions" not in plain:
+        return
+    given = {key: value for key, value in plain["extensions"].items() if key not in DESCRIBING_KEYS}
+    plain["extensions"] = {"format_version": FORMAT_VERSION, **given}
+    types = {pointer: str(array.dtype) for pointer, array in _arrays(plain)}
+    described = {
+        "sidecars": dict(beside),
+        "dtypes": {pointer: kind for pointer, kind in types.items() if pointer.startswith("/ext") or kind == "float32"},
+        "non_finite": text.non_finite(plain),
+    }
+    plain["extensions"] |= {key: value for key, value in described.items() if value}
 
 
 def load_run(path: str | os.PathLike[str]) -> RunRecord:
     """Read a metrics file back: arrays as NumPy arrays of their own width, non-finite values restored.
 
-    A null in an array of which the file doesn't say what it was (the extensions were left out) becomes NaN.
-    Raises `MetricsFileError`, which says what is wrong and where, for anything that isn't a metrics file.
+    Arrays that stand in files beside it are read from there. A null in an array of which the file doesn't say what it
+    was (the extensions were left out) becomes NaN. Raises `MetricsFileError`, which says what is wrong and where, for
+    anything that isn't a metrics file.
 
     >>> load_run("nowhere.json")
     Traceback (most recent call last):
@@ -170,39 +189,42 @@ def load_run(path: str | os.PathLike[str]) -> RunRecord:
     """
     try:
         text = Path(path).read_bytes()
+        folder = Path(path).resolve().parent
     except (OSError, ValueError) as error:  # ValueError: a null character
-        raise MetricsFileError(f"{os.fspath(path)} can't be read: {_reason(error)}") from None
+        raise MetricsFileError(f"{os.fspath(path)} can't be read: {reason(error)}") from None
     try:
-        return _decode_record(text)
+        return _decode_record(text, folder)
     except MetricsFileError as error:
         raise MetricsFileError(f"{os.fspath(path)} is not a metrics file: {error}") from None
 
 
-def _decode_record(text: bytes) -> RunRecord:
+def _decode_record(text: bytes, folder: Path) -> RunRecord:
     plain = decode(text)
     extensions = plain.get("extensions") if isinstance(plain, dict) else None
-    if isinstance(extensions, dict) and "non_finite" in extensions:
-        restore_non_finite(plain, extensions["non_finite"])
-    if isinstance(extensions, dict) and isinstance(extensions.get("dtypes"), dict):
-        own = {place: kind for place, kind in extensions["dtypes"].items() if place.startswith("/extensions/")}
-        restore_arrays(plain, own)
+    if isinstance(extensions, dict):
+        _restore_beside(plain, extensions.get("sidecars", {}), folder)
+        restore_non_finite(plain, extensions.get("non_finite", {}))
+        if isinstance(extensions.get("dtypes"), dict):
+            own = {where: kind for where, kind in extensions["dtypes"].items() if where.startswith("/extensions/")}
+            restore_arrays(plain, own)
     return record_from_plain(plain)
 
 
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
-
-
-def _this_process() -> str:
-    started = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return f"process {os.getpid()} on {socket.gethostname()}, started {started}"
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename last through a power loss, where the system can sync a folder."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
+def _restore_beside(plain: Any, entries: Any, folder: Path) -> None:
+    """Put the arrays that stand in files of their own in the places of their nulls."""
+    if not isinstance(entries, dict):
+        raise MetricsFileError(f"/extensions/sidecars is {shown(entries)}; expected an object")
+    read: dict[str, npt.NDArray[Any]] = {}  # a file that many entries name is gone through once
+    for pointer, entry in entries.items():
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            holder, key = place(plain, pointer)
+            if holder[key] is not None:
+                raise ValueError(pointer)
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise MetricsFileError(
+                f"/extensions/sidecars names {shown(entry)} for {shown(pointer)}, where no null is"
+            ) from None
+        said = repr(entry)
+        if said not in read:
+            read[said] = sidecars.read(folder, pointer, entry)
+        holder[key] = read[said]

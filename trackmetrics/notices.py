@@ -8,6 +8,7 @@ import sys
 import warnings
 
 from .errors import TrackmetricsWarning
+from .standard_error import takes_a_line
 
 # A fault in one of the package's own `with` blocks comes by way of contextlib.
 _NOT_THE_USERS = (os.path.dirname(os.path.abspath(__file__)) + os.sep, os.path.abspath(contextlib.__file__))
@@ -31,6 +32,8 @@ class Notices:
         self._said[about] = message
         # Where warnings are errors, or can't be shown, the message stands in the file and the training goes on.
         with contextlib.suppress(Exception):
+            if sys.stderr is not None and not takes_a_line(sys.stderr):
+                return
             warnings.warn(TrackmetricsWarning(message), stacklevel=_users_level())
 
 

@@ -29,6 +29,9 @@ class OptionValues(TypedDict, total=False):
     describe: Callable[[Any], str] | None
     attention: Literal["mean", "heads", False]
     hyperparameters: Mapping[str, Any] | None
+    resume: bool | int | str | Callable[..., bool | int | None] | None
+    keep_previous: bool
+    max_inline_mb: float
     progress: Literal["auto"] | bool
     extensions: bool
 
@@ -56,6 +59,11 @@ class Options:
             extensions, False for none.
         hyperparameters: added to what is found, and wins: `{"model": {...}, "training": {...}}`; names outside the
             two are training parameters.
+        resume: True goes on in the earlier file, a new one where there is none; a number goes on after that epoch, that
+            of the checkpoint, and drops the later ones (0: a new run). For a decorated function also the name of the
+            parameter that holds it, or a function that is called with the call's arguments.
+        keep_previous: True puts an earlier file aside, under a name with its date, before it is replaced.
+        max_inline_mb: arrays whose text takes more, in millions of bytes, stand in files beside the metrics file.
         progress: a line an epoch on standard error: `"auto"` on a terminal only, True, False.
         extensions: False leaves all that the seed format doesn't name out of the file.
 
@@ -75,6 +83,9 @@ class Options:
     describe: Callable[[Any], str] | None = None
     attention: Literal["mean", "heads", False] = "mean"
     hyperparameters: Mapping[str, Any] | None = None
+    resume: bool | int | str | Callable[..., bool | int | None] | None = False
+    keep_previous: bool = False
+    max_inline_mb: float = 256
     progress: Literal["auto"] | bool = "auto"
     extensions: bool = True
 
@@ -91,7 +102,12 @@ class Options:
                 raise _wrong(name, getattr(self, name), "a function")
         if not isinstance(self.evaluate_every, int) or isinstance(self.evaluate_every, bool) or self.evaluate_every < 1:
             raise _wrong("evaluate_every", self.evaluate_every, "a whole number of epochs, 1 or more")
-        for name in ("final_train_accuracy", "extensions"):
+        if not callable(self.resume) and not isinstance(self.resume, str):
+            _check_resume(self.resume)
+        limit = self.max_inline_mb
+        if not isinstance(limit, (int, float)) or isinstance(limit, bool) or not limit >= 0:
+            raise _wrong("max_inline_mb", limit, "a number of millions of bytes, 0 or more")
+        for name in ("final_train_accuracy", "extensions", "keep_previous"):
             if not isinstance(getattr(self, name), bool):
                 raise _wrong(name, getattr(self, name), "True or False")
         if not isinstance(self.progress, bool) and not (isinstance(self.progress, str) and self.progress == "auto"):
@@ -135,6 +151,13 @@ class Options:
         assert not callable(self.part)
         return self.part or self.task
 
+    @property
+    def resumed_after(self) -> bool | int:
+        """The last epoch to go on from, True for all, 0 or False for none, of a run whose arguments are worked in."""
+        assert not callable(self.resume)
+        assert not isinstance(self.resume, str)
+        return self.resume or False
+
     def given_hyperparameters(self, section: str) -> dict[str, Any]:
         """What `hyperparameters=` says for `model` or `training`; names outside the two are for training."""
         given = to_plain(dict(self.hyperparameters or {}))
@@ -147,12 +170,12 @@ class Options:
         """Raise `ArgumentError` where an option names a parameter that `function` doesn't have."""
         known = signature.parameters
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
-        for option in ("train", "dev"):
+        for option, other in (("train", "the data itself"), ("dev", "the data itself"), ("resume", "True")):
             name = getattr(self, option)
             if isinstance(name, str) and name not in known and not takes_any:
                 raise ArgumentError(
                     f"{option}={name!r} names no parameter of {function}({', '.join(known)}); "
-                    f"give one of its names, or the data itself"
+                    f"give one of its names, or {other}"
                 )
         for field in _fields(self.part) if isinstance(self.part, str) else ():
             if field not in known and not takes_any:
@@ -162,12 +185,14 @@ class Options:
 
     def check_without_function(self) -> None:
         """Raise `ArgumentError` where an option is about a function's parameters, and there is no function."""
-        for option in ("train", "dev"):
+        for option, other in (("train", "the data itself"), ("dev", "the data itself"), ("resume", "True or a number")):
             name = getattr(self, option)
             if isinstance(name, str):
-                raise ArgumentError(
-                    f"{option}={name!r} names a parameter, and a Tracker has none; give the data itself"
-                )
+                raise ArgumentError(f"{option}={name!r} names a parameter, and a Tracker has none; give {other}")
+        if callable(self.resume):
+            raise ArgumentError(
+                "resume= is a function of a call's arguments; a Tracker has none: give True or a number"
+            )
         if callable(self.output_dir):
             raise ArgumentError("output_dir= is a function of a call's arguments; a Tracker has none: give a path")
         if callable(self.part) or (self.part is not None and _fields(self.part)):
@@ -179,8 +204,15 @@ class Options:
         """The options of one call: its part worked out, its data sets looked up among its arguments."""
         train, dev = (arguments.get(value) if isinstance(value, str) else value for value in (self.train, self.dev))
         folder = self.output_dir(*args, **kwargs) if callable(self.output_dir) else self.output_dir
+        resume = arguments.get(self.resume) if isinstance(self.resume, str) else self.resume
+        resume = resume(*args, **kwargs) if callable(resume) else resume
         return replace(
-            self, part=self._part_of(arguments, args, kwargs), output_dir=_check_folder(folder), train=train, dev=dev
+            self,
+            part=self._part_of(arguments, args, kwargs),
+            output_dir=_check_folder(folder),
+            train=train,
+            dev=dev,
+            resume=_check_resume(resume),
         )
 
     def _part_of(self, arguments: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
@@ -214,6 +246,12 @@ def _fields(pattern: str) -> list[str]:
     except ValueError as error:
         raise ArgumentError(f"part={pattern!r} is no format: {error}") from None
     return [name.split(".")[0].split("[")[0] for name in names]
+
+
+def _check_resume(resume: Any) -> bool | int:
+    if resume is not None and not (isinstance(resume, int) and resume >= 0):
+        raise _wrong("resume", resume, "True, False, or the number of the epoch to go on after")
+    return resume or False
 
 
 def _check_folder(folder: Any) -> str | os.PathLike[str]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import datetime
 import enum
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from .errors import shown
@@ -19,6 +20,25 @@ Plain: TypeAlias = Any
 MAX_DEPTH = 64
 MAX_DIGITS = 308  # of an integer; readers take a longer one for infinity
 _TOO_LARGE = 10**MAX_DIGITS
+
+
+@dataclass(frozen=True)
+class Growing(Sequence[Plain]):
+    """A list that only grows from one save to the next: its items, made plain as they are read.
+
+    An item that is still the same object is taken to hold the same.
+    """
+
+    items: Sequence[Any]
+    to_plain: Callable[[Any], Plain]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: Any) -> Plain:
+        """Give one item; or, for a slice, the items of it."""
+        found = self.items[index]
+        return [self.to_plain(item) for item in found] if isinstance(index, slice) else self.to_plain(found)
 
 
 class NotPlainError(TypeError):

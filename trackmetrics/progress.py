@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 from .record import EpochRecord, RunRecord
+from .standard_error import takes_a_line
 
 _LABELS = {
     "train_loss": "loss",
@@ -18,7 +19,10 @@ _LABELS = {
 
 
 class ProgressLines:
-    """Writes a line for each epoch and one at the end; never raises, a closed standard error included."""
+    """Writes a line for each epoch and one at the end; never raises and never waits.
+
+    A closed standard error is one that shows nothing, and so is a pipe that is full.
+    """
 
     def __init__(self, progress: Literal["auto"] | bool, stream: TextIO | None = None) -> None:
         self._stream = sys.stderr if stream is None else stream
@@ -42,6 +46,8 @@ class ProgressLines:
     def _write(self, line: str) -> None:
         if self._shown:
             with contextlib.suppress(Exception):
+                if not takes_a_line(self._stream):
+                    return
                 self._stream.write(line + "\n")
                 self._stream.flush()
 

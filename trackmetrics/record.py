@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .array_types import single_or_double
 from .errors import MetricsFileError, shown
-from .plain import to_plain
+from .plain import Growing, to_plain
 
 FORMAT_VERSION = 1
 
@@ -62,14 +63,6 @@ class FinalResults:
     train_accuracy: float | None
     dev_accuracy: float | None
     total_time_seconds: float
-
-
-def single_or_double(array: Any) -> npt.NDArray[Any]:
-    """Give an array in one of the two widths that the file knows: half types as float32, whatever else as float64."""
-    array = np.asarray(array)
-    single = array.dtype.kind == "f" and array.dtype.itemsize <= 4
-    widened: npt.NDArray[Any] = array.astype(np.float32 if single else np.float64, copy=False)
-    return widened
 
 
 def _no_attention() -> npt.NDArray[Any]:
@@ -126,7 +119,10 @@ class RunRecord:
 
 
 def record_to_plain(record: RunRecord) -> dict[str, Any]:
-    """Give the record in the file's order of keys, rounded as the file is; arrays stay NumPy arrays."""
+    """Give the record in the file's order of keys, rounded as the file is; arrays stay NumPy arrays.
+
+    The epochs are a `Growing` list, and so is a tuple in the extensions.
+    """
     inference = record.final_inference
     results = record.final_results
     plain: dict[str, Any] = {
@@ -139,7 +135,7 @@ def record_to_plain(record: RunRecord) -> dict[str, Any]:
                 "training": dict(record.metadata.hyperparameters.training),
             },
         },
-        "epochs": [_epoch_to_plain(epoch) for epoch in record.epochs],
+        "epochs": Growing(record.epochs, _epoch_to_plain),
         "final_results": results
         and {
             "train_accuracy": _rounded(results.train_accuracy, METRIC_DECIMALS),
@@ -162,13 +158,15 @@ def _with_arrays(value: Any) -> Any:
     """Plain data that keeps its arrays as they are."""
     if isinstance(value, Mapping):
         return {str(key): _with_arrays(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, tuple):
+        return Growing(value, to_plain)
+    if isinstance(value, list):
         return [_with_arrays(item) for item in value]
     return single_or_double(value) if isinstance(value, np.ndarray) else to_plain(value)
 
 
 def _rows(array: npt.NDArray[Any]) -> npt.NDArray[Any] | list[Any]:
-    return array if array.size else []
+    return single_or_double(array) if array.size else []
 
 
 def _epoch_to_plain(epoch: EpochRecord) -> dict[str, Any]:
@@ -249,7 +247,7 @@ def _same(a: Any, b: Any) -> bool:
         return _same_array(a, b)
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)) and type(a) is type(b):
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(map(_same, a, b))
     return type(a) is not np.ndarray and type(b) is not np.ndarray and bool(a == b)
 
@@ -313,6 +311,8 @@ class _Reader:
         value = self.value(key)
         if isinstance(value, list) and not value:
             return np.zeros((0,) * dimensions, dtype=np.float32)
+        if isinstance(value, np.ndarray) and value.ndim == dimensions:  # from beside the file
+            return value
         narrow = isinstance(dtypes, dict) and dtypes.get(f"{self.pointer}/{key}") == "float32"
         expected = f"an array of {'float32 ' if narrow else ''}numbers with {dimensions} dimensions and equal rows"
         try:

@@ -1,0 +1,40 @@
+"""Places in JSON data, named as RFC 6901 names them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+
+def members(value: Any, pointer: str) -> Iterator[tuple[str, Any]]:
+    """Give what an object or a list holds, each with the pointer at which it stands; nothing of anything else.
+
+    >>> list(members({"a/b": 1, "rows": [2]}, ""))
+    [('/a~1b', 1), ('/rows', [2])]
+    """
+    if isinstance(value, dict):
+        yield from ((f"{pointer}/{key.replace('~', '~0').replace('/', '~1')}", item) for key, item in value.items())
+    elif isinstance(value, list):
+        yield from ((f"{pointer}/{index}", item) for index, item in enumerate(value))
+
+
+def place(plain: Any, pointer: str) -> tuple[Any, Any]:
+    """Give what holds the place that a pointer names, and the place's key in there.
+
+    Raises `KeyError`, `IndexError`, `TypeError` or `ValueError` where the pointer leads nowhere.
+    """
+    root, *parents, last = [part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")]
+    if root:
+        raise ValueError(pointer)
+    holder = plain
+    for part in parents:
+        holder = holder[_key(holder, part)]
+    return holder, _key(holder, last)
+
+
+def _key(holder: Any, part: str) -> Any:
+    if not isinstance(holder, list):
+        return part
+    if not part.isdecimal() or str(int(part)) != part:
+        raise ValueError(part)
+    return int(part)

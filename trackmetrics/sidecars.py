@@ -1,0 +1,144 @@
+"""Arrays that are too large for the file's text: one `.npy` file each beside it, named after what it holds."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import math
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import MetricsFileError, reason, shown
+from .json_text import decode, text_length
+from .whole_file import replace_whole
+
+_TYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float64": np.dtype("<f8")}
+_LONGEST_NUMBER = 26  # bytes of a number's text and its comma, at most
+_LABEL_LENGTH = 19  # with the longest part, below the 255 bytes of filesystems
+_DIGEST_LENGTH = 8
+_LARGEST_HEADER = 10_000
+_FAULTS = (KeyError, TypeError, ValueError, OverflowError, SyntaxError, RecursionError, MemoryError, EOFError)
+
+
+def too_large(arrays: Mapping[str, npt.NDArray[Any]], limit: float) -> list[str]:
+    """Say which arrays leave the text so that those that stay take `limit` bytes at most: the largest first."""
+    if sum(array.size for array in arrays.values()) * _LONGEST_NUMBER <= limit:
+        return []  # without counting
+    lengths = {pointer: text_length(array) for pointer, array in arrays.items() if array.size}
+    leaving = []
+    while sum(lengths.values()) > limit:
+        leaving.append(max(lengths, key=lambda pointer: lengths[pointer]))
+        del lengths[leaving[-1]]
+    return leaving
+
+
+def write(path: Path, pointer: str, array: npt.NDArray[Any], temporary: Path) -> dict[str, Any]:
+    """Write an array beside the metrics file at `path`, whole, and give the entry that names it there.
+
+    Its name holds a part of its content's SHA-256: what an earlier metrics file names isn't written over.
+    """
+    stored = np.asarray(array, dtype=_TYPES[str(array.dtype)])
+    digest = hashlib.sha256()
+    for piece in _pieces(stored):
+        digest.update(piece)
+    label = re.sub(r"\W", "", pointer.rpartition("/")[2], flags=re.ASCII)[:_LABEL_LENGTH] or "array"
+    name = f"{path.stem}.{label}.{digest.hexdigest()[:_DIGEST_LENGTH]}.npy"
+    replace_whole(path.with_name(name), _pieces(stored), temporary)
+    return {"file": name, "dtype": str(array.dtype), "shape": list(array.shape), "sha256": digest.hexdigest()}
+
+
+def _pieces(array: npt.NDArray[Any]) -> Iterator[Any]:
+    header = io.BytesIO()
+    said = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
+    np.lib.format.write_array_header_1_0(header, said)
+    yield header.getvalue()
+    for part in array:
+        yield np.ascontiguousarray(part).data
+
+
+def read(folder: Path, pointer: str, entry: Any) -> npt.NDArray[Any]:
+    """Read the array that an entry names, from a file of `folder` itself; nothing is unpickled.
+
+    Raises `MetricsFileError` where the entry can't be right, or the file isn't the one that it describes.
+    """
+    where = f"/extensions/sidecars names {shown(entry)} for {shown(pointer)}"
+    try:
+        name, kind, shape, digest = (entry[key] for key in ("file", "dtype", "shape", "sha256"))
+        sizes = [size for size in shape if type(size) is int and size >= 0]
+        if not isinstance(name, str) or kind not in _TYPES or len(sizes) < len(shape):
+            raise ValueError(name)
+    except _FAULTS:
+        raise MetricsFileError(f"{where}; expected an object of file, dtype, shape and sha256") from None
+    if not name.endswith(".npy") or name != os.path.basename(name) or "\\" in name or not name.isprintable():
+        raise MetricsFileError(f"{where}, which is no .npy file's own name in the metrics file's folder")
+    try:
+        with _opened(folder / name) as file:
+            array = _read(file, _TYPES[kind], tuple(shape), digest)
+    except OSError as error:
+        raise MetricsFileError(f"{where}, which can't be read: {reason(error)}") from None
+    except _FAULTS as error:
+        raise MetricsFileError(f"{where}, which isn't that array: {error}") from None
+    return array.astype(kind, copy=False)
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open a file that stands there itself: a link may lead out of the folder, a pipe may never end."""
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    file = os.fdopen(os.open(path, flags), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError("it is no regular file")
+    return file
+
+
+def _read(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...], digest: Any) -> npt.NDArray[Any]:
+    """Read an array whose header, size and content are compared with what they should be, before memory is taken."""
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("its format isn't version 1.0 of .npy")
+    found = np.lib.format.read_array_header_1_0(file, max_header_size=_LARGEST_HEADER)
+    if found != (shape, False, dtype):
+        raise ValueError(f"it holds shape {found[0]} of {found[2]}")
+    start = file.tell()
+    size = os.fstat(file.fileno()).st_size
+    if size != start + math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"it has {size} bytes")
+    array = np.fromfile(file, dtype, math.prod(shape)).reshape(shape)
+    file.seek(0)
+    sha256 = hashlib.sha256(file.read(start))
+    sha256.update(array.data if array.size else b"")
+    if sha256.hexdigest() != digest:
+        raise ValueError("its content has another SHA-256")
+    return array
+
+
+def remove_unnamed(path: Path, named: Iterable[str]) -> None:
+    """Take away the arrays that neither the metrics file at `path` names, nor an earlier one put aside beside it.
+
+    They are of files that were replaced, or of a run that was killed before its file named them.
+    """
+    stem = re.escape(path.stem)
+    own = re.compile(rf"{stem}\.\w{{1,{_LABEL_LENGTH}}}\.[0-9a-f]{{{_DIGEST_LENGTH}}}\.npy", re.ASCII)
+    beside = re.compile(rf"{stem}\..*\.json")
+    with contextlib.suppress(OSError, MetricsFileError):  # one that can't be read may name any
+        names = os.listdir(path.parent)
+        unnamed = {name for name in names if own.fullmatch(name)}.difference(named)
+        for name in names if unnamed else ():
+            if beside.fullmatch(name):
+                unnamed.difference_update(_named_by(path.with_name(name)))
+        for name in unnamed:
+            path.with_name(name).unlink()
+
+
+def _named_by(path: Path) -> list[Any]:
+    try:
+        return [entry["file"] for entry in decode(path.read_bytes())["extensions"].get("sidecars", {}).values()]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise MetricsFileError(f"{path} names its sidecars in no known way") from error
