@@ -61,15 +61,15 @@ class JsonText:
         """Give the text of plain data (dicts, lists, scalars, NumPy arrays, growing lists) in pieces, in UTF-8.
 
         Floats take the shortest decimal that gives back the same float of the same width. An item of a growing list
-        stands on one line. No piece is longer than one, or than a row of an array.
+        stands on one line. Of an array no piece is longer than a row.
         """
         yield from self._pieces(plain, "", 0)
         yield b"\n"
 
     def _pieces(self, value: Any, pointer: str, depth: int) -> Iterator[bytes]:
         if isinstance(value, Growing):
-            texts = self._grown(value, pointer).texts
-            yield from _bracketed(([text] for text in texts), b"[]", depth) if texts else [b"[]"]
+            lines = (b"," + _margin(depth + 1)).join(self._grown(value, pointer).texts)
+            yield from _bracketed([[lines]], b"[]", depth) if lines else [b"[]"]
         elif isinstance(value, dict) and _holds_long_things(value):
             own = zip(value, members(value, pointer), strict=True)
             pieces = (_member(key, self._pieces(item, where, depth + 1)) for key, (where, item) in own)
@@ -80,6 +80,8 @@ class JsonText:
     def _grown(self, growing: Growing, pointer: str) -> _Written:
         """What was made of a list, and of what was added since."""
         known = self._written.get(pointer, _Written())
+        if growing.items is known.items:
+            return known
         if len(known.items) > len(growing.items) or not all(map(is_, known.items, growing.items)):
             known = _Written()
         new = growing[len(known.items) :]
@@ -149,15 +151,17 @@ def _member(key: str, pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _bracketed(items: Iterable[Iterable[bytes]], brackets: bytes, depth: int) -> Iterator[bytes]:
-    margin = b"\n" + b"  " * (depth + 1)
     yield brackets[:1]
-    separator = margin
+    separator = _margin(depth + 1)
     for item in items:
         yield separator
         yield from item
-        separator = b"," + margin
-    yield b"\n" + b"  " * depth
-    yield brackets[1:]
+        separator = b"," + _margin(depth + 1)
+    yield _margin(depth) + brackets[1:]
+
+
+def _margin(depth: int) -> bytes:
+    return b"\n" + b"  " * depth
 
 
 def _one_line(value: Any) -> bytes:
