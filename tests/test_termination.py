@@ -1,0 +1,277 @@
+"""However a run is ended, its whole epochs are on the disk with the reason, and the process ends as it would have.
+
+Real processes and real signals.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from processes import ended, run, running, wait_for
+from strict_json import strict_loads
+
+from trackmetrics.termination import told_of_termination
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+
+FILE = "output/t_training_metrics.json"
+MESSAGE = "the process was told to end by {}"
+
+
+def written(path=FILE):
+    """The file as it stands: its state, its error, the number of its epochs."""
+    with open(path, "rb") as file:
+        plain = strict_loads(file.read())
+    status = plain["extensions"]["status"]
+    assert plain["final_results"] is None
+    return status["state"], status.get("error"), len(plain["epochs"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_the_process_is_in_the_file(number):
+    """SIGTERM and SIGHUP: the whole epochs, `interrupted` with the signal's name; the process ends by that signal."""
+    with running("train()") as process:
+        wait_for(process, "epoch 3")
+        process.send_signal(number)
+        status, errors = ended(process)
+    assert status == -number
+    state, error, epochs = written()
+    assert (state, error) == ("interrupted", {"type": number.name, "message": MESSAGE.format(number.name)})
+    assert epochs >= 3
+    assert "Traceback" not in errors
+
+
+def test_a_signal_before_the_first_epoch_changes_no_file():
+    """Where nothing was tracked nothing is written; the earlier file stays."""
+    os.mkdir("output")
+    with open(FILE, "w") as file:
+        file.write("the earlier run")
+    with running("nn.functional.cross_entropy = lambda *_: time.sleep(60)\ntrain()") as process:
+        wait_for(process, "begun")
+        process.terminate()
+        assert ended(process)[0] == -signal.SIGTERM
+    with open(FILE) as file:
+        assert file.read() == "the earlier run"
+
+
+def test_control_c_is_an_interruption():
+    """SIGINT is Python's KeyboardInterrupt: the file says so, and the exception goes on."""
+    with running("train()") as process:
+        wait_for(process, "epoch 2")
+        process.send_signal(signal.SIGINT)
+        status, errors = ended(process)
+    assert status == -signal.SIGINT
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    state, error, epochs = written()
+    assert (state, error["type"]) == ("interrupted", "KeyboardInterrupt")
+    assert epochs >= 2
+
+
+ENDINGS = """
+def end():
+    {ending}
+
+say_ = say
+def say(line):
+    say_(line)
+    if line == "epoch 2":
+        end()
+
+train()
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "status", "state", "error", "last_line"),
+    [
+        ("sys.exit(7)", 7, "interrupted", {"type": "SystemExit", "message": "7"}, ""),
+        ("sys.exit('enough')", 1, "interrupted", {"type": "SystemExit", "message": "enough"}, "enough"),
+        ("raise ValueError('bad')", 1, "failed", {"type": "ValueError", "message": "bad"}, "ValueError: bad"),
+        ("raise MemoryError", 1, "failed", {"type": "MemoryError", "message": ""}, "MemoryError"),
+        (
+            "raise GeneratorExit('x')", 1, "interrupted", {"type": "GeneratorExit", "message": "x"}, "GeneratorExit: x",
+        ),
+    ],
+)  # fmt: skip
+def test_an_exception_goes_on_and_is_in_the_file(ending, status, state, error, last_line):
+    """`sys.exit` and any exception: the exit status and the last line of the traceback are what they were."""
+    found, errors = run(ENDINGS.format(ending=ending))
+    assert found == status
+    assert (errors.splitlines() or [""])[-1] == last_line
+    assert written() == (state, error, 2)
+
+
+def test_a_users_handler_is_theirs():
+    """A handler that the user set is called, and ours isn't: theirs decides, here to end at the epoch's end."""
+    found, errors = run("""
+stop = []
+signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+mine = signal.getsignal(signal.SIGTERM)
+say_ = say
+def say(line):
+    say_(line)
+    if line == "epoch 2":
+        os.kill(os.getpid(), signal.SIGTERM)
+    if stop:
+        sys.exit(5)
+try:
+    train()
+finally:
+    assert signal.getsignal(signal.SIGTERM) is mine
+""")
+    assert found == 5, errors
+    assert written() == ("interrupted", {"type": "SystemExit", "message": "5"}, 2)
+
+
+def test_a_handler_that_the_user_sets_in_the_run_stays():
+    """Set while a run lives, it is called, and isn't taken away at the run's end."""
+    found, errors = run("""
+def handler(*_):
+    say("called")
+with Tracker("t", progress=False):
+    signal.signal(signal.SIGTERM, handler)
+    os.kill(os.getpid(), signal.SIGTERM)
+assert signal.getsignal(signal.SIGTERM) is handler
+""")
+    assert found == 0, errors
+
+
+def test_an_ignored_signal_stays_ignored():
+    """What `nohup` ignores goes on being ignored."""
+    found, errors = run("""
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+with Tracker("t", progress=False):
+    os.kill(os.getpid(), signal.SIGHUP)
+assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+""")
+    assert found == 0, errors
+
+
+def test_nested_runs_are_both_told():
+    """A run in a run: each has its file say so, the handler is set once and gone after the last."""
+    found, errors = run("""
+with Tracker("u", progress=False) as outer:
+    with outer.epoch() as epoch:
+        epoch.log(train_loss=1.0)
+    train(2)
+    assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    train(2, task="v")
+    say_ = say
+    def say(line):
+        say_(line)
+        if line == "epoch 1":
+            os.kill(os.getpid(), signal.SIGTERM)
+    train()
+""")
+    assert found == -signal.SIGTERM, errors
+    error = {"type": "SIGTERM", "message": MESSAGE.format("SIGTERM")}
+    assert written() == ("interrupted", error, 1)
+    assert written("output/u_training_metrics.json") == ("interrupted", error, 1)
+
+
+def test_a_run_in_another_thread_is_told_by_one_in_the_main_thread():
+    """Both write their files, one after the other; the process ends by the signal."""
+    with running("""
+thread = threading.Thread(target=train, kwargs={"task": "u"}, daemon=True)
+with Tracker("t", progress=False) as run:
+    with run.epoch() as epoch:
+        epoch.log(train_loss=1.0)
+    thread.start()
+    thread.join()
+""") as process:
+        wait_for(process, "epoch 5")
+        process.terminate()
+        assert ended(process)[0] == -signal.SIGTERM
+    error = {"type": "SIGTERM", "message": MESSAGE.format("SIGTERM")}
+    assert written() == ("interrupted", error, 1)
+    assert written("output/u_training_metrics.json")[:2] == ("interrupted", error)
+
+
+def test_a_run_in_another_thread_alone_ends_as_without_us():
+    """Python lets only its main thread handle signals: the file says `running`, and names a process that is dead."""
+    with running("thread = threading.Thread(target=train)\nthread.start()\nthread.join()") as process:
+        wait_for(process, "epoch 2")
+        process.terminate()
+        assert ended(process)[0] == -signal.SIGTERM
+    assert written()[0] == "running"
+    with open(FILE, "rb") as file:
+        status = strict_loads(file.read())["extensions"]["status"]
+    assert status["process"] == process.pid
+
+
+def test_a_forked_child_has_no_run():
+    """A child that is terminated, exits or raises inside the run writes nothing, and takes nothing from its parent."""
+    found, errors = run("""
+with Tracker("t", progress=False, train=[], dev=[]) as run:
+    for number in range(2):
+        with run.epoch() as epoch:
+            epoch.log(train_loss=1.0)
+        before = open(run.path).read()
+        child = os.fork()
+        if not child and number:
+            sys.exit(0)  # unwinds the child's copy of the run
+        if not child:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status == (0 if number else -signal.SIGTERM), status
+        assert open(run.path).read() == before
+        assert os.path.exists("output/.t_training_metrics.json.lock")
+    try:
+        Tracker("t").__enter__()
+    except OSError:
+        say("still held")
+    else:
+        raise AssertionError("the path isn't held any more")
+    raise SystemExit(3)
+""")
+    assert found == 3, errors
+    assert written() == ("interrupted", {"type": "SystemExit", "message": "3"}, 2)
+
+
+def test_a_worker_of_a_killed_run_holds_nothing():
+    """A process that the run forked, and that outlives it, doesn't keep the path from the next run."""
+    with running("""
+with Tracker("t", progress=False) as run:
+    if not os.fork():
+        say("worker")
+        time.sleep(60)
+    say("begun")
+    time.sleep(60)
+""", start_new_session=True) as process:  # fmt: skip
+        try:
+            wait_for(process, "worker")
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            assert run("Tracker('t', progress=False).__enter__()")[0] == 0
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_nothing_is_left_after_a_run():
+    """The handlers are the system's own before and after, also where the block is left by an exception."""
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+    with pytest.raises(KeyError), told_of_termination(print):
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        raise KeyError
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_a_fault_of_ours_while_being_told_keeps_nothing_alive():
+    """Whatever fails while a run is told, the process ends by the signal."""
+    script = """
+import os, signal, time
+from trackmetrics.termination import told_of_termination
+
+def fail(name):
+    os.write(1, name.encode())
+    raise ValueError
+
+with told_of_termination(fail):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "SIGTERM")
