@@ -215,7 +215,7 @@ class Engine:
             self._notices.say(
                 "saving",
                 f"{self.file.path} could not be written ({error}); the last good file stays, training goes on, "
-                "and the next epoch tries again",
+                "and the next save tries again",
             )
         self._saving_seconds += self.clock.monotonic() - began
         return saved
