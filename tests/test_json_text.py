@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from strict_json import strict_loads
 
 from trackmetrics.errors import MetricsFileError
-from trackmetrics.json_text import decode, encode
+from trackmetrics.json_text import JsonText, decode, encode
 from trackmetrics.non_finite import non_finite, restore_non_finite
+from trackmetrics.plain import Growing
 
 INF, NAN = math.inf, math.nan
 
@@ -195,7 +196,78 @@ def refusal(function, *arguments):
     return None
 
 
+# Lists that grow
+
+
+class Made:
+    """Makes an epoch of a number, and counts how often."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, number):
+        self.count += 1
+        return {"epoch": number, "losses": [number, NAN], "nested": {"a/b": -INF}}
+
+
+def test_what_was_made_of_a_growing_list_is_not_made_again():
+    """Each item is made plain once, however often the list is written; the text is that of a list written once."""
+    text, made = JsonText(), Made()
+    numbers = [float(number) for number in range(5)]
+    for length in range(6):
+        plain = {"epochs": Growing(numbers[:length], made), "other": length, "in": {"a/b": Growing(numbers, made)}}
+        whole = {**plain, "epochs": [Made()(number) for number in numbers[:length]]}
+        whole["in"] = {"a/b": [Made()(number) for number in numbers]}
+        assert text.non_finite(plain) == non_finite(whole)
+        assert strict_loads(b"".join(text.pieces(plain))) == without_non_finite(whole)
+        assert text.non_finite(plain) == non_finite(whole)
+    assert made.count == 5 + 5
+
+
+def test_an_item_of_a_growing_list_stands_on_one_line():
+    """However long and however deep."""
+    lines = encode({"a": {"epochs": Growing([1.0, 2.0], Made())}}).decode().splitlines()
+    assert lines == [
+        "{",
+        '  "a": {',
+        '    "epochs": [',
+        '      {"epoch": 1.0, "losses": [1.0, null], "nested": {"a/b": null}},',
+        '      {"epoch": 2.0, "losses": [2.0, null], "nested": {"a/b": null}}',
+        "    ]",
+        "  }",
+        "}",
+    ]
+    assert encode({"epochs": Growing([], Made())}) == b'{\n  "epochs": []\n}\n'
+
+
+@pytest.mark.parametrize(
+    "change", [lambda old: old[:1], lambda old: [*old[:1], 9.0], lambda old: [9.0, *old[1:]], list]
+)
+def test_a_list_that_did_not_grow_is_made_anew(change):
+    """Shorter, or with another item in an item's place: nothing of what stood there before is left."""
+    text, old = JsonText(), [0.5, 1.5]
+    for items in (old, change(old), old):
+        plain = {"epochs": Growing(items, Made())}
+        assert strict_loads(b"".join(text.pieces(plain))) == without_non_finite({"epochs": list(map(Made(), items))})
+        assert text.non_finite(plain) == non_finite({"epochs": list(map(Made(), items))})
+
+
 # Numbers that JSON has no word for
+
+
+def test_a_list_of_numbers_has_one_entry_of_runs():
+    """A thousand NaN in a logged list are one entry; a list that holds lists has one for each of these."""
+    plain = {"a": [NAN, NAN, 1.0, None, -INF], "b": [[INF], [1.0, NAN], []], "c": [1.0, {"d": NAN}]}
+    entries = {
+        "/a": {"NaN": [[0, 2]], "-Infinity": [[4, 1]]},
+        "/b/0": {"Infinity": [[0, 1]]},
+        "/b/1": {"NaN": [[1, 1]]},
+        "/c/1/d": "NaN",
+    }
+    assert non_finite(plain) == entries
+    read = strict_loads(encode(plain))
+    restore_non_finite(read, entries)
+    assert_same(read, plain)
 
 
 def test_non_finite_scalars_are_named_by_pointer():

@@ -92,11 +92,14 @@ def read(folder: Path, pointer: str, entry: Any) -> npt.NDArray[Any]:
 def _opened(path: Path) -> BinaryIO:
     """Open a file that stands there itself: a link may lead out of the folder, a pipe may never end."""
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    file = os.fdopen(os.open(path, flags), "rb")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise OSError("it is no regular file")
-    return file
+    descriptor = os.open(path, flags)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError("it is no regular file")
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def _read(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...], digest: Any) -> npt.NDArray[Any]:
