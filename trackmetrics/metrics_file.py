@@ -168,14 +168,19 @@ def load_run(path: str | os.PathLike[str]) -> RunRecord:
     ...
     trackmetrics.errors.MetricsFileError: nowhere.json can't be read: No such file or directory
     """
-    try:
-        text = Path(path).read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a null character
-        raise MetricsFileError(f"{os.fspath(path)} can't be read: {_reason(error)}") from None
+    text = read_text(path)
     try:
         return _decode_record(text)
     except MetricsFileError as error:
         raise MetricsFileError(f"{os.fspath(path)} is not a metrics file: {error}") from None
+
+
+def read_text(path: str | os.PathLike[str]) -> bytes:
+    """Give a file's text as it stands on the disk, or raise `MetricsFileError`, which says why that can't be had."""
+    try:
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        raise MetricsFileError(f"{os.fspath(path)} can't be read: {_reason(error)}") from None
 
 
 def _decode_record(text: bytes) -> RunRecord:

@@ -1,0 +1,445 @@
+"""The metrics file's rules that a schema can't say: what has to agree with what, and what a pointer has to name.
+
+A rule says only its own: where a value is of the wrong type it passes by, for the schema has a line on that.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import MetricsFileError, shown
+
+_LARGEST_SINGLE = float(np.finfo(np.float32).max)
+_LOG_PROBS, _WEIGHTS = "/final_inference/log_probs", "/final_inference/attention_weights"
+_MAPS, _HEADS = "/extensions/attention/maps", "/extensions/attention/heads"
+_SIDECARS, _DTYPES, _NON_FINITE = "/extensions/sidecars", "/extensions/dtypes", "/extensions/non_finite"
+# How far a row's probabilities may sum from 1. What stands as float32 may have been a half type, whose logarithms of
+# small probabilities are off by up to 1/32.
+_TOLERANCE = {"float64": 1e-4, "float32": 5e-2}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong at a place of a file; as text, one line.
+
+    >>> print(Fault("/epochs/1/epoch", "3", "expected 2"))
+    /epochs/1/epoch: 3: expected 2
+    """
+
+    pointer: str
+    value: str
+    rule: str
+
+    def __str__(self) -> str:
+        place = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in self.pointer)
+        return f"{place or 'the top level'}: {self.value}: {self.rule}"
+
+
+class Array(NamedTuple):
+    """An array of the file; a null in `values` is NaN. `values` is None where the shape alone is known."""
+
+    shape: tuple[int, ...]
+    values: npt.NDArray[Any] | None
+
+    @property
+    def empty(self) -> bool:
+        """Whether it has no numbers: then `[]` stands for it, whatever its shape was."""
+        return 0 in self.shape
+
+
+class File:
+    """A file's plain data, to be looked into by JSON pointer."""
+
+    def __init__(self, plain: Any, folder: Path) -> None:
+        self.plain = plain
+        self.folder = folder
+        self.unread: dict[str, str] = {}  # why which sidecar can't be
+        self._arrays: dict[str, Array | None] = {}
+
+    def find(self, pointer: str) -> Any:
+        """What stands at a place. Raises `LookupError` where there is no such place."""
+        root, *parts = pointer.split("/")
+        if root:
+            raise LookupError(pointer)
+        value = self.plain
+        for part in parts:
+            value = value[_key(value, part)]
+        return value
+
+    def get(self, pointer: str) -> Any:
+        """The same, but None where there is no such place."""
+        try:
+            return self.find(pointer)
+        except LookupError:
+            return None
+
+    def is_null(self, pointer: str) -> bool:
+        """Whether there is such a place, and null stands there."""
+        try:
+            return self.find(pointer) is None
+        except LookupError:
+            return False
+
+    def mapping(self, pointer: str) -> Mapping[str, Any]:
+        """The object at a place, an empty one where there is none."""
+        value = self.get(pointer)
+        return value if isinstance(value, dict) else {}
+
+    def objects(self, pointer: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """The objects in the list at a place, each with its own pointer."""
+        value = self.get(pointer)
+        for index, item in enumerate(value if isinstance(value, list) else ()):
+            if isinstance(item, dict):
+                yield f"{pointer}/{index}", item
+
+    def array(self, pointer: str) -> Array | None:
+        """The array at a place, in this file or beside it; None where there is none."""
+        if pointer not in self._arrays:
+            self._arrays[pointer] = self._read(pointer)
+        return self._arrays[pointer]
+
+    def _read(self, pointer: str) -> Array | None:
+        value, entry = self.get(pointer), self.mapping(_SIDECARS).get(pointer)
+        if isinstance(value, list):
+            values = _numbers(value)
+            return None if values is None else Array(values.shape, values)
+        if value is not None or not isinstance(entry, dict):
+            return None
+        try:
+            return _sidecar(self.folder, pointer, entry)
+        except MetricsFileError as error:
+            self.unread[pointer] = str(error)
+            return None
+
+    def width(self, pointer: str) -> str | None:
+        """An array's type; None where the file doesn't say, for want of extensions."""
+        if self.get("/extensions") is None:
+            return None
+        return "float32" if self.mapping(_DTYPES).get(pointer) == "float32" else "float64"
+
+
+def broken_rules(plain: Any, folder: Path) -> Iterator[Fault]:
+    """Each fault of a file's plain data; in `folder`, the file's own, are its sidecars."""
+    file = File(plain, folder)
+    for rule in _RULES:
+        yield from rule(file)
+
+
+def escaped(key: str | int) -> str:
+    """A key as it stands in a JSON pointer."""
+    return str(key).replace("~", "~0").replace("/", "~1")
+
+
+def _key(holder: Any, part: str) -> Any:
+    if isinstance(holder, dict) and not re.search("~(?![01])", part):
+        return part.replace("~1", "/").replace("~0", "~")
+    if isinstance(holder, list) and re.fullmatch("0|[1-9][0-9]{0,17}", part):
+        return int(part)
+    raise LookupError(part)
+
+
+def _numbers(nested: list[Any]) -> npt.NDArray[Any] | None:
+    """The array that nested lists of numbers and nulls make; None where they make none."""
+    try:
+        array: npt.NDArray[Any] = np.asarray(nested, dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    rows = [nested]
+    for _ in range(array.ndim - 1):
+        rows = [row for outer in rows for row in outer]
+    return array if all(map(only_numbers, rows)) else None
+
+
+def only_numbers(row: list[Any]) -> bool:
+    """Whether all items are numbers or null: NumPy would take texts and booleans for numbers."""
+    return set(map(type, row)) <= {float, int, type(None)}
+
+
+def _sidecar(folder: Path, pointer: str, entry: Mapping[str, Any]) -> Array | None:
+    """The array that stands in a file of its own. Raises `MetricsFileError` where it isn't the one of the entry."""
+    shape = entry.get("shape")
+    if not isinstance(shape, list) or not all(type(length) is int for length in shape):
+        return None
+    return Array(tuple(shape), None)
+
+
+# Time
+
+
+def _dates_are_real(file: File) -> Iterator[Fault]:
+    for pointer in ("/metadata", *(place for place, _ in file.objects("/extensions/resumed"))):
+        text = file.get(f"{pointer}/timestamp")
+        if isinstance(text, str) and not _is_date(text):
+            yield Fault(f"{pointer}/timestamp", shown(text), "expected a date that exists")
+
+
+def _is_date(text: str) -> bool:
+    try:
+        datetime.datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ")
+    except ValueError:
+        return False
+    return True
+
+
+def _epochs_are_numbered(file: File) -> Iterator[Fault]:
+    return _unnumbered(file.objects("/epochs"), "epoch", 1)
+
+
+def _unnumbered(items: Iterable[tuple[str, Mapping[str, Any]]], key: str, first: int) -> Iterator[Fault]:
+    """A fault wherever the numbering breaks off; it goes on from there."""
+    expected = first
+    for pointer, item in items:
+        number = item.get(key)
+        if type(number) is not int:
+            expected += 1
+            continue
+        if number != expected:
+            rule = f"expected {shown(expected)}: numbered from {first}, one after the other"
+            yield Fault(f"{pointer}/{key}", shown(number), rule)
+        expected = number + 1
+
+
+def _time_never_falls(file: File) -> Iterator[Fault]:
+    before: float = 0
+    for pointer, epoch in file.objects("/epochs"):
+        seconds = _number(epoch.get("elapsed_seconds"))
+        if seconds is None:
+            continue
+        if seconds < before:
+            rule = f"expected at least {shown(before)}, the epoch's before: time never falls"
+            yield Fault(f"{pointer}/elapsed_seconds", shown(seconds), rule)
+        before = seconds
+
+
+def _total_time_is_the_last_epochs(file: File) -> Iterator[Fault]:
+    epochs = [epoch for _, epoch in file.objects("/epochs")]
+    last = _number(epochs[-1].get("elapsed_seconds")) if epochs else None
+    total = _number(file.get("/final_results/total_time_seconds"))
+    if last is not None and total is not None and total != last:
+        rule = f"expected {shown(last)}, the last epoch's elapsed_seconds"
+        yield Fault("/final_results/total_time_seconds", shown(total), rule)
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, (int, float)) else None
+
+
+def _results_are_of_a_completed_run(file: File) -> Iterator[Fault]:
+    state = file.get("/extensions/status/state")
+    for pointer in ("/final_results", "/final_inference"):
+        value = file.get(pointer)
+        if state in ("running", "failed", "interrupted") and value is not None:
+            yield Fault(pointer, shown(value), f"expected null, for the run's state is {state!r}")
+
+
+def _norms_are_of_the_epochs(file: File) -> Iterator[Fault]:
+    place = "/extensions/gradient_norm/epochs"
+    norms, epochs = file.get(place), file.get("/epochs")
+    if not isinstance(norms, list) or not isinstance(epochs, list):
+        return
+    if len(norms) != len(epochs):
+        yield Fault(place, f"{len(norms)} entries", f"expected {len(epochs)}, one for each epoch")
+    yield from _unnumbered(file.objects(place), "epoch", 1)
+
+
+# Arrays
+
+
+def _arrays_are_regular(file: File) -> Iterator[Fault]:
+    for pointer, dimensions in _array_places(file):
+        value, array = file.get(pointer), file.array(pointer)
+        if isinstance(value, list) and array is None:
+            yield Fault(pointer, shown(value), f"expected {dimensions} dimensions of numbers, rows of one length")
+        elif array is not None and not array.empty and str(len(array.shape)) not in dimensions:
+            yield Fault(pointer, _shape(array), f"expected {dimensions} dimensions")
+        elif array is not None and file.width(pointer) == "float32" and _beyond_single(array):
+            yield Fault(pointer, shown(value), "expected numbers of float32, as /extensions/dtypes says")
+        elif file.is_null(pointer) and pointer != _LOG_PROBS and pointer not in file.mapping(_SIDECARS):
+            yield Fault(pointer, "None", f"expected an array, or an entry in {_SIDECARS}")
+
+
+def _array_places(file: File) -> Iterator[tuple[str, str]]:
+    """Where the format has arrays, and of how many dimensions."""
+    yield _LOG_PROBS, "2"
+    yield _WEIGHTS, "3"
+    yield _HEADS, "4"
+    yield from ((f"{place}/weights", "2, 3 or 4") for place, _ in file.objects(_MAPS))
+
+
+def _beyond_single(array: Array) -> bool:
+    return array.values is not None and bool((np.abs(array.values) > _LARGEST_SINGLE).any())
+
+
+def _shape(array: Array) -> str:
+    return f"shape {shown(list(array.shape))}"
+
+
+def _log_probs_are_distributions(file: File) -> Iterator[Fault]:
+    array = file.array(_LOG_PROBS)
+    if array is None or array.values is None or array.values.ndim != 2:
+        return
+    with np.errstate(over="ignore"):
+        sums = np.exp(_with_infinities(file, _LOG_PROBS, array.values)).sum(-1)
+    tolerance = _TOLERANCE[file.width(_LOG_PROBS) or "float32"]
+    for index in np.flatnonzero(np.abs(sums - 1) > tolerance):  # of a row with a NaN nothing is known
+        rule = f"expected log-probabilities: the exponentials sum to {sums[index]:.6g}, not to 1"
+        yield Fault(f"{_LOG_PROBS}/{index}", shown(file.get(f"{_LOG_PROBS}/{index}")), rule)
+
+
+def _with_infinities(file: File, pointer: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    entry = file.mapping(_NON_FINITE).get(pointer)
+    if not isinstance(entry, dict) or _times_named(entry, values.size) is None:
+        return values
+    values = values.copy()
+    for name, number in (("Infinity", np.inf), ("-Infinity", -np.inf)):
+        for start, length in entry.get(name, ()):
+            values.reshape(-1)[start : start + length] = number
+    return values
+
+
+def _attention_is_square(file: File) -> Iterator[Fault]:
+    array = file.array(_WEIGHTS)
+    if array is not None and len(array.shape) == 3 and array.shape[1] != array.shape[2]:
+        yield Fault(_WEIGHTS, _shape(array), "expected [num_layers, seq_len, seq_len]")
+
+
+def _heads_are_of_the_layers(file: File) -> Iterator[Fault]:
+    heads, weights = file.array(_HEADS), file.array(_WEIGHTS)
+    if heads is None or weights is None or len(heads.shape) != 4:
+        return
+    layers, _, *lengths = heads.shape
+    if (layers, *lengths) != weights.shape:
+        rule = f"expected [num_layers, heads, seq_len, seq_len] for attention_weights of {_shape(weights)}"
+        yield Fault(_HEADS, _shape(heads), rule)
+
+
+def _maps_agree(file: File) -> Iterator[Fault]:
+    """Each map is a layer of attention_weights or has weights of its own, of the shape that it says."""
+    maps = list(file.objects(_MAPS))
+    layers = [(place, entry) for place, entry in maps if "layer" in entry]
+    weights = file.array(_WEIGHTS)
+    yield from _unnumbered(layers, "layer", 0)
+    if maps and weights is not None and len(layers) != weights.shape[0]:
+        yield Fault(_MAPS, f"{len(layers)} layers", f"expected {weights.shape[0]}, as in attention_weights")
+    for place, entry in maps:
+        if ("layer" in entry) == ("weights" in entry):
+            yield Fault(place, shown(entry), "expected either a layer or weights")
+        elif "weights" in entry:
+            yield from _disagreeing_weights(file, place, entry.get("shape"))
+        else:
+            yield from _disagreeing_layer(file, place, entry.get("shape"))
+
+
+def _disagreeing_weights(file: File, place: str, shape: Any) -> Iterator[Fault]:
+    array = file.array(f"{place}/weights")
+    if array is None or array.empty or not _is_of_four(shape):
+        return
+    batch, heads, *lengths = shape
+    whole = [batch] * (batch > 1)
+    if list(array.shape) not in ([*whole, *lengths], [*whole, heads, *lengths]):
+        rule = f"expected the lengths of [batch, heads, queries, keys] {shown(shape)}"
+        yield Fault(f"{place}/weights", _shape(array), rule)
+
+
+def _disagreeing_layer(file: File, place: str, shape: Any) -> Iterator[Fault]:
+    weights, heads = file.array(_WEIGHTS), file.array(_HEADS)
+    if weights is None or len(weights.shape) != 3 or not _is_of_four(shape):
+        return
+    expected = [shape[0], shape[1] if heads is None or len(heads.shape) != 4 else heads.shape[1], *weights.shape[1:]]
+    if shape != expected:
+        yield Fault(f"{place}/shape", shown(shape), f"expected {expected}, as attention_weights and heads have it")
+
+
+def _is_of_four(shape: Any) -> bool:
+    return isinstance(shape, list) and len(shape) == 4 and all(type(length) is int for length in shape)
+
+
+# Pointers
+
+
+def _sidecars_are_there(file: File) -> Iterator[Fault]:
+    for pointer, entry in file.mapping(_SIDECARS).items():
+        place = f"{_SIDECARS}/{escaped(pointer)}"
+        if not file.is_null(pointer):
+            yield Fault(place, shown(entry), f"expected null at {shown(pointer)}")
+        elif file.array(pointer) is None and pointer in file.unread:
+            yield Fault(place, shown(entry), file.unread[pointer])
+
+
+def _dtypes_are_of_arrays(file: File) -> Iterator[Fault]:
+    for pointer, width in file.mapping(_DTYPES).items():
+        if file.array(pointer) is None and pointer not in file.unread:
+            yield Fault(f"{_DTYPES}/{escaped(pointer)}", shown(width), f"expected an array at {shown(pointer)}")
+
+
+def _non_finite_are_null(file: File) -> Iterator[Fault]:
+    for pointer, entry in file.mapping(_NON_FINITE).items():
+        place = f"{_NON_FINITE}/{escaped(pointer)}"
+        if isinstance(entry, str) and not file.is_null(pointer):
+            yield Fault(place, shown(entry), f"expected null at {shown(pointer)}")
+        elif isinstance(entry, dict) and not _are_nulls(file.array(pointer), entry):
+            yield Fault(place, shown(entry), f"expected an array at {shown(pointer)} with these nulls, each named once")
+
+
+def _are_nulls(array: Array | None, entry: Mapping[str, Any]) -> bool:
+    if array is None or array.values is None:
+        return False
+    times = _times_named(entry, array.values.size)
+    return times is not None and bool((times <= np.isnan(array.values).ravel()).all())
+
+
+def _nulls_are_named(file: File) -> Iterator[Fault]:
+    """Where there are extensions, they say of each null in an array what it was."""
+    for pointer, _ in _array_places(file):
+        array, entry = file.array(pointer), file.mapping(_NON_FINITE).get(pointer, {})
+        if array is None or array.values is None or file.width(pointer) is None or not isinstance(entry, dict):
+            continue
+        times = _times_named(entry, array.values.size)
+        unnamed = 0 if times is None else int((np.isnan(array.values).ravel() & (times == 0)).sum())
+        if unnamed and isinstance(file.get(pointer), list):
+            yield Fault(pointer, f"{unnamed} null", f"expected numbers, or an entry in {_NON_FINITE}")
+
+
+def _times_named(entry: Mapping[str, Any], size: int) -> npt.NDArray[Any] | None:
+    """How often an entry of `non_finite` names each number of an array; None where it isn't one for this size."""
+    steps = np.zeros(size + 1, dtype=np.int64)
+    for run in (run for runs in entry.values() for run in (runs if isinstance(runs, list) else [None])):
+        if not _is_run(run, size):
+            return None
+        start, length = run
+        steps[start] += 1
+        steps[start + length] -= 1
+    return np.cumsum(steps[:-1])
+
+
+def _is_run(run: Any, size: int) -> TypeGuard[tuple[int, int]]:
+    if not isinstance(run, list) or len(run) != 2 or not all(type(part) is int and part >= 0 for part in run):
+        return False
+    return sum(run) <= size
+
+
+_RULES: Sequence[Callable[[File], Iterator[Fault]]] = (
+    _dates_are_real,
+    _epochs_are_numbered,
+    _time_never_falls,
+    _results_are_of_a_completed_run,
+    _total_time_is_the_last_epochs,
+    _arrays_are_regular,
+    _log_probs_are_distributions,
+    _attention_is_square,
+    _norms_are_of_the_epochs,
+    _maps_agree,
+    _heads_are_of_the_layers,
+    _sidecars_are_there,
+    _dtypes_are_of_arrays,
+    _non_finite_are_null,
+    _nulls_are_named,
+)
