@@ -56,13 +56,26 @@ class Array(NamedTuple):
 
 
 class File:
-    """A file's plain data, to be looked into by JSON pointer."""
+    """A file's plain data, to be looked into by JSON pointer; `malformed` are places of which a fault is known."""
 
-    def __init__(self, plain: Any, folder: Path) -> None:
+    def __init__(self, plain: Any, folder: Path, malformed: Iterable[str]) -> None:
         self.plain = plain
         self.folder = folder
+        self.malformed: set[str] = set()
         self.unread: dict[str, str] = {}  # why which sidecar can't be
+        self._around: set[str] = set()
         self._arrays: dict[str, Array | None] = {}
+        for pointer in malformed:
+            self.note_malformed(pointer)
+
+    def note_malformed(self, pointer: str) -> None:
+        """Remember that what stands at a place isn't what it should be."""
+        self.malformed.add(pointer)
+        self._around.update(_up_from(pointer))
+
+    def is_malformed(self, pointer: str) -> bool:
+        """Whether a fault is known of a place, of something in it, or of what it is in: more on it is said already."""
+        return pointer in self._around or any(place in self.malformed for place in _up_from(pointer))
 
     def find(self, pointer: str) -> Any:
         """What stands at a place. Raises `LookupError` where there is no such place."""
@@ -94,11 +107,10 @@ class File:
         return value if isinstance(value, dict) else {}
 
     def objects(self, pointer: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """The objects in the list at a place, each with its own pointer."""
+        """The objects in the list at a place, each with its own pointer; an empty one for what is none."""
         value = self.get(pointer)
         for index, item in enumerate(value if isinstance(value, list) else ()):
-            if isinstance(item, dict):
-                yield f"{pointer}/{index}", item
+            yield f"{pointer}/{index}", item if isinstance(item, dict) else {}
 
     def array(self, pointer: str) -> Array | None:
         """The array at a place, in this file or beside it; None where there is none."""
@@ -119,6 +131,13 @@ class File:
             self.unread[pointer] = str(error)
             return None
 
+    def shape(self, pointer: str, dimensions: int) -> tuple[int, ...] | None:
+        """The shape of the array at a place; None where it hasn't as many dimensions."""
+        array = self.array(pointer)
+        if array is None or array.empty:
+            return None if array is None else (0,) * dimensions
+        return array.shape if len(array.shape) == dimensions else None
+
     def width(self, pointer: str) -> str | None:
         """An array's type; None where the file doesn't say, for want of extensions."""
         if self.get("/extensions") is None:
@@ -126,11 +145,14 @@ class File:
         return "float32" if self.mapping(_DTYPES).get(pointer) == "float32" else "float64"
 
 
-def broken_rules(plain: Any, folder: Path) -> Iterator[Fault]:
-    """Each fault of a file's plain data; in `folder`, the file's own, are its sidecars."""
-    file = File(plain, folder)
+def broken_rules(plain: Any, folder: Path, malformed: Iterable[str]) -> Iterator[Fault]:
+    """Each fault of a file's plain data, but for places that are known as `malformed`.
+
+    In `folder`, the file's own, are its sidecars.
+    """
+    file = File(plain, folder, malformed)
     for rule in _RULES:
-        yield from rule(file)
+        yield from (fault for fault in rule(file) if fault.pointer not in file.malformed)
 
 
 def escaped(key: str | int) -> str:
@@ -144,6 +166,14 @@ def _key(holder: Any, part: str) -> Any:
     if isinstance(holder, list) and re.fullmatch("0|[1-9][0-9]{0,17}", part):
         return int(part)
     raise LookupError(part)
+
+
+def _up_from(pointer: str) -> Iterator[str]:
+    """A place, what it is in, and so on up to the top level."""
+    while pointer:
+        yield pointer
+        pointer = pointer.rpartition("/")[0]
+    yield ""
 
 
 def _numbers(nested: list[Any]) -> npt.NDArray[Any] | None:
@@ -166,7 +196,7 @@ def only_numbers(row: list[Any]) -> bool:
 def _sidecar(folder: Path, pointer: str, entry: Mapping[str, Any]) -> Array | None:
     """The array that stands in a file of its own. Raises `MetricsFileError` where it isn't the one of the entry."""
     shape = entry.get("shape")
-    if not isinstance(shape, list) or not all(type(length) is int for length in shape):
+    if not isinstance(shape, list) or not all(map(_is_length, shape)):
         return None
     return Array(tuple(shape), None)
 
@@ -246,7 +276,7 @@ def _norms_are_of_the_epochs(file: File) -> Iterator[Fault]:
     if not isinstance(norms, list) or not isinstance(epochs, list):
         return
     if len(norms) != len(epochs):
-        yield Fault(place, f"{len(norms)} entries", f"expected {len(epochs)}, one for each epoch")
+        yield Fault(place, f"{len(norms)} of {len(epochs)}", "expected one for each epoch")
     yield from _unnumbered(file.objects(place), "epoch", 1)
 
 
@@ -255,15 +285,23 @@ def _norms_are_of_the_epochs(file: File) -> Iterator[Fault]:
 
 def _arrays_are_regular(file: File) -> Iterator[Fault]:
     for pointer, dimensions in _array_places(file):
-        value, array = file.get(pointer), file.array(pointer)
-        if isinstance(value, list) and array is None:
-            yield Fault(pointer, shown(value), f"expected {dimensions} dimensions of numbers, rows of one length")
-        elif array is not None and not array.empty and str(len(array.shape)) not in dimensions:
-            yield Fault(pointer, _shape(array), f"expected {dimensions} dimensions")
-        elif array is not None and file.width(pointer) == "float32" and _beyond_single(array):
-            yield Fault(pointer, shown(value), "expected numbers of float32, as /extensions/dtypes says")
-        elif file.is_null(pointer) and pointer != _LOG_PROBS and pointer not in file.mapping(_SIDECARS):
-            yield Fault(pointer, "None", f"expected an array, or an entry in {_SIDECARS}")
+        fault = None if file.is_malformed(pointer) else _irregular(file, pointer, dimensions)
+        if fault is not None:
+            yield fault
+            file.note_malformed(pointer)
+
+
+def _irregular(file: File, pointer: str, dimensions: str) -> Fault | None:
+    value, array = file.get(pointer), file.array(pointer)
+    if isinstance(value, list) and array is None:
+        return Fault(pointer, shown(value), "expected rows of one length")
+    if array is not None and not array.empty and str(len(array.shape)) not in dimensions:
+        return Fault(pointer, _said(array.shape), f"expected {dimensions} dimensions")
+    if array is not None and file.width(pointer) == "float32" and _beyond_single(array):
+        return Fault(pointer, shown(value), f"expected numbers of float32, as {_DTYPES} says")
+    if file.is_null(pointer) and pointer != _LOG_PROBS and pointer not in file.mapping(_SIDECARS):
+        return Fault(pointer, "None", f"expected an array, or an entry in {_SIDECARS}")
+    return None
 
 
 def _array_places(file: File) -> Iterator[tuple[str, str]]:
@@ -278,8 +316,8 @@ def _beyond_single(array: Array) -> bool:
     return array.values is not None and bool((np.abs(array.values) > _LARGEST_SINGLE).any())
 
 
-def _shape(array: Array) -> str:
-    return f"shape {shown(list(array.shape))}"
+def _said(shape: tuple[int, ...]) -> str:
+    return f"shape {shown(list(shape))}"
 
 
 def _log_probs_are_distributions(file: File) -> Iterator[Fault]:
@@ -306,29 +344,26 @@ def _with_infinities(file: File, pointer: str, values: npt.NDArray[Any]) -> npt.
 
 
 def _attention_is_square(file: File) -> Iterator[Fault]:
-    array = file.array(_WEIGHTS)
-    if array is not None and len(array.shape) == 3 and array.shape[1] != array.shape[2]:
-        yield Fault(_WEIGHTS, _shape(array), "expected [num_layers, seq_len, seq_len]")
+    shape = file.shape(_WEIGHTS, 3)
+    if shape is not None and shape[1] != shape[2]:
+        yield Fault(_WEIGHTS, _said(shape), "expected [num_layers, seq_len, seq_len]")
 
 
 def _heads_are_of_the_layers(file: File) -> Iterator[Fault]:
-    heads, weights = file.array(_HEADS), file.array(_WEIGHTS)
-    if heads is None or weights is None or len(heads.shape) != 4:
-        return
-    layers, _, *lengths = heads.shape
-    if (layers, *lengths) != weights.shape:
-        rule = f"expected [num_layers, heads, seq_len, seq_len] for attention_weights of {_shape(weights)}"
-        yield Fault(_HEADS, _shape(heads), rule)
+    heads, weights = file.shape(_HEADS, 4), file.shape(_WEIGHTS, 3)
+    if heads is not None and weights is not None and (heads[0], *heads[2:]) != weights:
+        rule = f"expected [num_layers, heads, seq_len, seq_len], where attention_weights has the {_said(weights)}"
+        yield Fault(_HEADS, _said(heads), rule)
 
 
 def _maps_agree(file: File) -> Iterator[Fault]:
     """Each map is a layer of attention_weights or has weights of its own, of the shape that it says."""
     maps = list(file.objects(_MAPS))
     layers = [(place, entry) for place, entry in maps if "layer" in entry]
-    weights = file.array(_WEIGHTS)
     yield from _unnumbered(layers, "layer", 0)
-    if maps and weights is not None and len(layers) != weights.shape[0]:
-        yield Fault(_MAPS, f"{len(layers)} layers", f"expected {weights.shape[0]}, as in attention_weights")
+    weights = file.shape(_WEIGHTS, 3)
+    if maps and weights is not None and len(layers) != weights[0]:
+        yield Fault(_MAPS, f"{len(layers)} with a layer", f"expected {weights[0]}, as attention_weights has")
     for place, entry in maps:
         if ("layer" in entry) == ("weights" in entry):
             yield Fault(place, shown(entry), "expected either a layer or weights")
@@ -340,34 +375,37 @@ def _maps_agree(file: File) -> Iterator[Fault]:
 
 def _disagreeing_weights(file: File, place: str, shape: Any) -> Iterator[Fault]:
     array = file.array(f"{place}/weights")
-    if array is None or array.empty or not _is_of_four(shape):
+    if array is None or array.empty or not 2 <= len(array.shape) <= 4 or not _is_of_four(shape):
         return
     batch, heads, *lengths = shape
-    whole = [batch] * (batch > 1)
-    if list(array.shape) not in ([*whole, *lengths], [*whole, heads, *lengths]):
+    several = [batch] * (batch > 1)
+    if list(array.shape) not in ([*several, *lengths], [*several, heads, *lengths]):
         rule = f"expected the lengths of [batch, heads, queries, keys] {shown(shape)}"
-        yield Fault(f"{place}/weights", _shape(array), rule)
+        yield Fault(f"{place}/weights", _said(array.shape), rule)
 
 
 def _disagreeing_layer(file: File, place: str, shape: Any) -> Iterator[Fault]:
-    weights, heads = file.array(_WEIGHTS), file.array(_HEADS)
-    if weights is None or len(weights.shape) != 3 or not _is_of_four(shape):
+    weights, heads = file.shape(_WEIGHTS, 3), file.shape(_HEADS, 4)
+    if weights is None or not _is_of_four(shape):
         return
-    expected = [shape[0], shape[1] if heads is None or len(heads.shape) != 4 else heads.shape[1], *weights.shape[1:]]
+    expected = [shape[0], shape[1] if heads is None else heads[1], *weights[1:]]
     if shape != expected:
         yield Fault(f"{place}/shape", shown(shape), f"expected {expected}, as attention_weights and heads have it")
 
 
 def _is_of_four(shape: Any) -> bool:
-    return isinstance(shape, list) and len(shape) == 4 and all(type(length) is int for length in shape)
+    return isinstance(shape, list) and len(shape) == 4 and all(map(_is_length, shape))
+
+
+def _is_length(value: Any) -> bool:
+    return type(value) is int and value >= 0
 
 
 # Pointers
 
 
 def _sidecars_are_there(file: File) -> Iterator[Fault]:
-    for pointer, entry in file.mapping(_SIDECARS).items():
-        place = f"{_SIDECARS}/{escaped(pointer)}"
+    for place, pointer, entry in _entries(file, _SIDECARS):
         if not file.is_null(pointer):
             yield Fault(place, shown(entry), f"expected null at {shown(pointer)}")
         elif file.array(pointer) is None and pointer in file.unread:
@@ -375,18 +413,25 @@ def _sidecars_are_there(file: File) -> Iterator[Fault]:
 
 
 def _dtypes_are_of_arrays(file: File) -> Iterator[Fault]:
-    for pointer, width in file.mapping(_DTYPES).items():
+    for place, pointer, width in _entries(file, _DTYPES):
         if file.array(pointer) is None and pointer not in file.unread:
-            yield Fault(f"{_DTYPES}/{escaped(pointer)}", shown(width), f"expected an array at {shown(pointer)}")
+            yield Fault(place, shown(width), f"expected an array at {shown(pointer)}")
 
 
 def _non_finite_are_null(file: File) -> Iterator[Fault]:
-    for pointer, entry in file.mapping(_NON_FINITE).items():
-        place = f"{_NON_FINITE}/{escaped(pointer)}"
+    for place, pointer, entry in _entries(file, _NON_FINITE):
         if isinstance(entry, str) and not file.is_null(pointer):
             yield Fault(place, shown(entry), f"expected null at {shown(pointer)}")
         elif isinstance(entry, dict) and not _are_nulls(file.array(pointer), entry):
             yield Fault(place, shown(entry), f"expected an array at {shown(pointer)} with these nulls, each named once")
+
+
+def _entries(file: File, place: str) -> Iterator[tuple[str, str, Any]]:
+    """The entries by JSON pointer at a place: each with its own place, and the pointer, unless more is said there."""
+    for pointer, entry in file.mapping(place).items():
+        own = f"{place}/{escaped(pointer)}"
+        if not file.is_malformed(own) and not file.is_malformed(pointer):
+            yield own, pointer, entry
 
 
 def _are_nulls(array: Array | None, entry: Mapping[str, Any]) -> bool:
@@ -399,10 +444,10 @@ def _are_nulls(array: Array | None, entry: Mapping[str, Any]) -> bool:
 def _nulls_are_named(file: File) -> Iterator[Fault]:
     """Where there are extensions, they say of each null in an array what it was."""
     for pointer, _ in _array_places(file):
-        array, entry = file.array(pointer), file.mapping(_NON_FINITE).get(pointer, {})
-        if array is None or array.values is None or file.width(pointer) is None or not isinstance(entry, dict):
+        array, entry = file.array(pointer), file.mapping(_NON_FINITE).get(pointer)
+        if array is None or array.values is None or file.width(pointer) is None or file.is_malformed(pointer):
             continue
-        times = _times_named(entry, array.values.size)
+        times = _times_named(entry if isinstance(entry, dict) else {}, array.values.size)
         unnamed = 0 if times is None else int((np.isnan(array.values).ravel() & (times == 0)).sum())
         if unnamed and isinstance(file.get(pointer), list):
             yield Fault(pointer, f"{unnamed} null", f"expected numbers, or an entry in {_NON_FINITE}")
@@ -421,9 +466,7 @@ def _times_named(entry: Mapping[str, Any], size: int) -> npt.NDArray[Any] | None
 
 
 def _is_run(run: Any, size: int) -> TypeGuard[tuple[int, int]]:
-    if not isinstance(run, list) or len(run) != 2 or not all(type(part) is int and part >= 0 for part in run):
-        return False
-    return sum(run) <= size
+    return isinstance(run, list) and len(run) == 2 and all(map(_is_length, run)) and sum(run) <= size
 
 
 _RULES: Sequence[Callable[[File], Iterator[Fault]]] = (

@@ -45,11 +45,11 @@ def validate(path: str | os.PathLike[str], most: int | None = 100) -> list[Fault
 
 
 def _faults(plain: Any, folder: Path) -> Iterator[Fault]:
-    said = set()
+    malformed = []
     for fault in _against_schema(plain):
-        said.add(fault.pointer)
+        malformed.append(fault.pointer)
         yield fault
-    yield from (fault for fault in broken_rules(plain, folder) if fault.pointer not in said)
+    yield from broken_rules(plain, folder, malformed)
 
 
 def _against_schema(plain: Any) -> Iterator[Fault]:
@@ -130,7 +130,7 @@ def _with_article(name: str) -> str:
 
 def _enum(validator: Any, members: list[Any], value: Any, schema: Any) -> Iterator[ValidationError]:
     if not any(type(value) is type(member) and value == member for member in members):
-        yield ValidationError(f"expected {' or '.join(map(repr, members))}")
+        yield ValidationError(f"expected {'one of ' * (len(members) > 1)}{', '.join(map(repr, members))}")
 
 
 def _const(validator: Any, member: Any, value: Any, schema: Any) -> Iterator[ValidationError]:
@@ -146,8 +146,8 @@ _KEYWORDS: dict[str, _Keyword] = {
     "const": _const,
     "minimum": _keyword("number", lambda least, value: value >= least, "at least {}"),
     "maximum": _keyword("number", lambda most, value: value <= most, "at most {}"),
-    "minLength": _keyword("string", lambda least, text: len(text) >= least, "at least {} character"),
-    "minItems": _keyword("array", lambda least, items: len(items) >= least, "at least {} items"),
-    "maxItems": _keyword("array", lambda most, items: len(items) <= most, "at most {} items"),
+    "minLength": _keyword("string", lambda least, text: len(text) >= least, "a length of at least {}"),
+    "minItems": _keyword("array", lambda least, items: len(items) >= least, "a length of at least {}"),
+    "maxItems": _keyword("array", lambda most, items: len(items) <= most, "a length of at most {}"),
     "pattern": _keyword("string", lambda pattern, text: re.search(pattern, text) is not None, "text such as {example}"),
 }
