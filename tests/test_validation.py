@@ -52,12 +52,14 @@ def properties(schema, place=""):
         yield from properties(value, f"{place}/{key}")
 
 
+def members(value):
+    """What an object or a list holds, by key or index."""
+    return value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+
+
 def places(value, place=""):
     """Each place of plain data, with `*` for its own way and for any."""
-    items = (
-        value.items() if isinstance(value, dict) else [("*", item) for item in value] if isinstance(value, list) else []
-    )
-    for key, item in items:
+    for key, item in members(value):
         for name in (key, "*"):
             yield f"{place}/{name}"
             yield from places(item, f"{place}/{name}")
@@ -130,7 +132,7 @@ def edit(line):
     return pointer.replace("the top level", ""), json.loads(value) if equals else REMOVED
 
 
-@pytest.mark.parametrize(("edits", "said"), cases())
+@pytest.mark.parametrize(("edits", "said"), list(cases()))
 def test_what_is_wrong_is_said(edits, said):
     """Each key, missing or of a wrong value, and each rule, broken: a line at its place, and none that only follows."""
     assert lines_of(edited(VALID, edits)) == said
@@ -149,8 +151,7 @@ def test_what_is_valid_can_be_loaded(data):
 def pointers(value, pointer=""):
     """Each place of plain data by JSON pointer."""
     yield pointer, value
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
+    for key, item in members(value):
         yield from pointers(item, f"{pointer}/{rules.escaped(key)}")
 
 
@@ -247,21 +248,17 @@ def test_a_million_wrong_epochs_end_soon():
     assert time.monotonic() - began < 10
 
 
-def test_a_million_numbers_are_judged_at_once():
+def test_millions_of_numbers_are_judged_at_once():
     """Rows of numbers aren't walked one by one, which would take a minute here."""
-    square = b"[" + b",".join([b"0.5"] * 1000) + b"]"
-    stack = b"[[" + b",".join([square] * 1000) + b"]," + b"[" + b",".join([square] * 1000) + b"]]"
-    plain = edited(VALID, {"/final_inference/attention_weights": "STACK", "/extensions/attention": REMOVED})
-    plain = edited(plain, {"/extensions/dtypes": {}, "/extensions/non_finite": {}, "/final_inference/log_probs": None})
-    Path("t.json").write_bytes(text_of(plain).replace(b'"STACK"', stack))
+    weights = np.full((2, 1000, 1000), 0.5)
+    record = dataclasses.replace(a_record(), final_results=None, final_inference=FinalInference("x", None, weights))
+    Path("t.json").write_bytes(encode_record(dataclasses.replace(record, extensions=None)))
     began = time.monotonic()
     assert validate("t.json") == []
     assert time.monotonic() - began < 10
 
 
-@pytest.mark.parametrize(
-    "place", [pointer for pointer, value in pointers(VALID) if not isinstance(value, (dict, list))]
-)
+@pytest.mark.parametrize("place", [pointer for pointer, value in pointers(VALID) if not members(value)])
 def test_deep_nesting_is_a_fault(place):
     """Anything but a stack overflow, at each place where a single value stands."""
     deep = text_of(edited(VALID, {place: "DEEP"})).replace(b'"DEEP"', b"[" * 900 + b"]" * 900)
@@ -292,22 +289,23 @@ def test_a_faults_line_is_one_line():
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    "text",
     [
-        (b"", "unexpected end of data"),
-        (b"\x00\xff\x80PNG", "invalid utf-8"),
-        (b'{"metadata": NaN}', "unexpected character"),
-        (b"[" * 100_000, "depth limit exceeded"),
-        (b'{"epochs": ' + b"9" * 5000 + b"}", "number is infinity when parsed as double"),
-        (b'"\xed\xa0\x80"', "invalid utf-8"),
+        b"",
+        b"\x89PNG\r\n\x1a\n\x00\x00",
+        b'{"metadata": NaN}',
+        b"[" * 100_000,
+        b'{"epochs": ' + b"9" * 5000 + b"}",
+        b'"\xed\xa0\x80"',
+        b'{"metadata": {}',
     ],
+    ids=["empty", "binary", "NaN", "deep", "5000 digits", "surrogate", "cut off"],
 )
-def test_what_is_no_json_is_refused(text, message):
-    """With the parser's reason."""
+def test_what_is_no_json_is_refused(text):
+    """With the parser's reason, in one line."""
     Path("t.json").write_bytes(text)
-    with pytest.raises(MetricsFileError, match=r"^t\.json is not a metrics file: not valid JSON: ") as caught:
+    with pytest.raises(MetricsFileError, match=r"\At\.json is not a metrics file: not valid JSON: .+\Z"):
         validate("t.json")
-    assert message in str(caught.value).lower()
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,8 @@ class File:
         """An array's type; None where the file doesn't say, for want of extensions."""
         if self.get("/extensions") is None:
             return None
-        return "float32" if self.mapping(_DTYPES).get(pointer) == "float32" else "float64"
+        sidecar = self.mapping(f"{_SIDECARS}/{escaped(pointer)}")
+        return "float32" if "float32" in (self.mapping(_DTYPES).get(pointer), sidecar.get("dtype")) else "float64"
 
 
 def broken_rules(plain: Any, folder: Path, malformed: Iterable[str]) -> Iterator[Fault]:
@@ -313,7 +314,8 @@ def _array_places(file: File) -> Iterator[tuple[str, str]]:
 
 
 def _beyond_single(array: Array) -> bool:
-    return array.values is not None and bool((np.abs(array.values) > _LARGEST_SINGLE).any())
+    values = array.values
+    return values is not None and bool((np.isfinite(values) & (np.abs(values) > _LARGEST_SINGLE)).any())
 
 
 def _said(shape: tuple[int, ...]) -> str:
@@ -324,12 +326,13 @@ def _log_probs_are_distributions(file: File) -> Iterator[Fault]:
     array = file.array(_LOG_PROBS)
     if array is None or array.values is None or array.values.ndim != 2:
         return
+    values = _with_infinities(file, _LOG_PROBS, array.values)
     with np.errstate(over="ignore"):
-        sums = np.exp(_with_infinities(file, _LOG_PROBS, array.values)).sum(-1)
+        sums = np.exp(values).sum(-1)
     tolerance = _TOLERANCE[file.width(_LOG_PROBS) or "float32"]
     for index in np.flatnonzero(np.abs(sums - 1) > tolerance):  # of a row with a NaN nothing is known
         rule = f"expected log-probabilities: the exponentials sum to {sums[index]:.6g}, not to 1"
-        yield Fault(f"{_LOG_PROBS}/{index}", shown(file.get(f"{_LOG_PROBS}/{index}")), rule)
+        yield Fault(f"{_LOG_PROBS}/{index}", shown(values[index].tolist()), rule)
 
 
 def _with_infinities(file: File, pointer: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
