@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from plausible_record import records
 
-from trackmetrics import demo, load_run, rules
+from trackmetrics import demo, load_run, places
 from trackmetrics.errors import MetricsFileError, shown
 from trackmetrics.metrics_file import encode_record
 from trackmetrics.record import FinalInference
@@ -57,12 +57,12 @@ def members(value):
     return value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
 
 
-def places(value, place=""):
+def ways(value, place=""):
     """Each place of plain data, with `*` for its own way and for any."""
     for key, item in members(value):
         for name in (key, "*"):
             yield f"{place}/{name}"
-            yield from places(item, f"{place}/{name}")
+            yield from ways(item, f"{place}/{name}")
 
 
 def test_every_key_is_described():
@@ -78,7 +78,7 @@ def test_the_file_that_is_broken_below_has_every_key():
     error = {"/extensions/status/error": {"type": "ValueError", "message": "no"}}
     infinite = {"/extensions/non_finite/~1x": {"Infinity": [], "-Infinity": [], "NaN": []}}
     full = edited(VALID, {"/extensions/sidecars": {"/x": SIDECAR}, **error, **infinite})
-    assert dict(properties(THE_SCHEMA)).keys() - set(places(full)) == set()
+    assert dict(properties(THE_SCHEMA)).keys() - set(ways(full)) == set()
 
 
 def test_a_validator_of_the_library_says_the_same():
@@ -142,8 +142,8 @@ def test_what_is_wrong_is_said(edits, said):
 @given(st.data())
 def test_what_is_valid_can_be_loaded(data):
     """Any value at any place: lines or none, never an exception; and `load_run` takes what has none."""
-    places = st.sampled_from([pointer for pointer, _ in pointers(VALID)])
-    broken = edited(VALID, {data.draw(places): data.draw(json_values)})
+    place = st.sampled_from([pointer for pointer, _ in pointers(VALID)])
+    broken = edited(VALID, {data.draw(place): data.draw(json_values)})
     if not lines_of(broken, most=None):
         load_run("t.json")
 
@@ -152,7 +152,7 @@ def pointers(value, pointer=""):
     """Each place of plain data by JSON pointer."""
     yield pointer, value
     for key, item in members(value):
-        yield from pointers(item, f"{pointer}/{rules.escaped(key)}")
+        yield from pointers(item, f"{pointer}/{places.escaped(key)}")
 
 
 def test_attention_may_sum_to_anything():
@@ -185,7 +185,7 @@ IN_A_SIDECAR = {HEADS: None, "/extensions/dtypes": {}, "/extensions/sidecars": {
 
 def sidecar_of(monkeypatch, array):
     """Let each sidecar be this one."""
-    monkeypatch.setattr(rules, "_sidecar", lambda folder, pointer, entry: rules.Array(array.shape, array))
+    monkeypatch.setattr(places, "_sidecar", lambda folder, pointer, entry: places.Array(array.shape, array))
 
 
 def test_an_array_may_stand_in_a_sidecar(monkeypatch):
@@ -217,9 +217,9 @@ def test_a_sidecar_that_cannot_be_read_is_said(monkeypatch):
     def unreadable(folder, pointer, entry):
         raise MetricsFileError(f"{pointer} in {entry['file']} of {folder} can't be read")
 
-    monkeypatch.setattr(rules, "_sidecar", unreadable)
+    monkeypatch.setattr(places, "_sidecar", unreadable)
     assert lines_of(edited(VALID, {**IN_A_SIDECAR, "/extensions/dtypes": {HEADS: "float32"}})) == [
-        f"/extensions/sidecars/{rules.escaped(HEADS)}: {shown(SIDECAR)}: {HEADS} in t.heads.npy of . can't be read"
+        f"/extensions/sidecars/{places.escaped(HEADS)}: {shown(SIDECAR)}: {HEADS} in t.heads.npy of . can't be read"
     ]
 
 

@@ -6,21 +6,19 @@ A rule says only its own: where a value is of the wrong type it passes by, for t
 from __future__ import annotations
 
 import datetime
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
-from .errors import MetricsFileError, shown
+from .errors import shown
+from .places import DTYPES, NON_FINITE, SIDECARS, Array, File, escaped, is_length
 
 _LARGEST_SINGLE = float(np.finfo(np.float32).max)
 _LOG_PROBS, _WEIGHTS = "/final_inference/log_probs", "/final_inference/attention_weights"
 _MAPS, _HEADS = "/extensions/attention/maps", "/extensions/attention/heads"
-_SIDECARS, _DTYPES, _NON_FINITE = "/extensions/sidecars", "/extensions/dtypes", "/extensions/non_finite"
 # How far a row's probabilities may sum from 1. What stands as float32 may have been a half type, whose logarithms of
 # small probabilities are off by up to 1/32.
 _TOLERANCE = {"float64": 1e-4, "float32": 5e-2}
@@ -43,163 +41,10 @@ class Fault:
         return f"{place or 'the top level'}: {self.value}: {self.rule}"
 
 
-class Array(NamedTuple):
-    """An array of the file; a null in `values` is NaN. `values` is None where the shape alone is known."""
-
-    shape: tuple[int, ...]
-    values: npt.NDArray[Any] | None
-
-    @property
-    def empty(self) -> bool:
-        """Whether it has no numbers: then `[]` stands for it, whatever its shape was."""
-        return 0 in self.shape
-
-
-class File:
-    """A file's plain data, to be looked into by JSON pointer; `malformed` are places of which a fault is known."""
-
-    def __init__(self, plain: Any, folder: Path, malformed: Iterable[str]) -> None:
-        self.plain = plain
-        self.folder = folder
-        self.malformed: set[str] = set()
-        self.unread: dict[str, str] = {}  # why which sidecar can't be
-        self._around: set[str] = set()
-        self._arrays: dict[str, Array | None] = {}
-        for pointer in malformed:
-            self.note_malformed(pointer)
-
-    def note_malformed(self, pointer: str) -> None:
-        """Remember that what stands at a place isn't what it should be."""
-        self.malformed.add(pointer)
-        self._around.update(_up_from(pointer))
-
-    def is_malformed(self, pointer: str) -> bool:
-        """Whether a fault is known of a place, of something in it, or of what it is in: more on it is said already."""
-        return pointer in self._around or any(place in self.malformed for place in _up_from(pointer))
-
-    def find(self, pointer: str) -> Any:
-        """What stands at a place. Raises `LookupError` where there is no such place."""
-        root, *parts = pointer.split("/")
-        if root:
-            raise LookupError(pointer)
-        value = self.plain
-        for part in parts:
-            value = value[_key(value, part)]
-        return value
-
-    def get(self, pointer: str) -> Any:
-        """The same, but None where there is no such place."""
-        try:
-            return self.find(pointer)
-        except LookupError:
-            return None
-
-    def is_null(self, pointer: str) -> bool:
-        """Whether there is such a place, and null stands there."""
-        try:
-            return self.find(pointer) is None
-        except LookupError:
-            return False
-
-    def mapping(self, pointer: str) -> Mapping[str, Any]:
-        """The object at a place, an empty one where there is none."""
-        value = self.get(pointer)
-        return value if isinstance(value, dict) else {}
-
-    def objects(self, pointer: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """The objects in the list at a place, each with its own pointer; an empty one for what is none."""
-        value = self.get(pointer)
-        for index, item in enumerate(value if isinstance(value, list) else ()):
-            yield f"{pointer}/{index}", item if isinstance(item, dict) else {}
-
-    def array(self, pointer: str) -> Array | None:
-        """The array at a place, in this file or beside it; None where there is none."""
-        if pointer not in self._arrays:
-            self._arrays[pointer] = self._read(pointer)
-        return self._arrays[pointer]
-
-    def _read(self, pointer: str) -> Array | None:
-        value, entry = self.get(pointer), self.mapping(_SIDECARS).get(pointer)
-        if isinstance(value, list):
-            values = _numbers(value)
-            return None if values is None else Array(values.shape, values)
-        if value is not None or not isinstance(entry, dict):
-            return None
-        try:
-            return _sidecar(self.folder, pointer, entry)
-        except MetricsFileError as error:
-            self.unread[pointer] = str(error)
-            return None
-
-    def shape(self, pointer: str, dimensions: int) -> tuple[int, ...] | None:
-        """The shape of the array at a place; None where it hasn't as many dimensions."""
-        array = self.array(pointer)
-        if array is None or array.empty:
-            return None if array is None else (0,) * dimensions
-        return array.shape if len(array.shape) == dimensions else None
-
-    def width(self, pointer: str) -> str | None:
-        """An array's type; None where the file doesn't say, for want of extensions."""
-        if self.get("/extensions") is None:
-            return None
-        sidecar = self.mapping(f"{_SIDECARS}/{escaped(pointer)}")
-        return "float32" if "float32" in (self.mapping(_DTYPES).get(pointer), sidecar.get("dtype")) else "float64"
-
-
-def broken_rules(plain: Any, folder: Path, malformed: Iterable[str]) -> Iterator[Fault]:
-    """Each fault of a file's plain data, but for places that are known as `malformed`.
-
-    In `folder`, the file's own, are its sidecars.
-    """
-    file = File(plain, folder, malformed)
+def broken_rules(file: File) -> Iterator[Fault]:
+    """Each fault of a file, but for the places of which one is known."""
     for rule in _RULES:
         yield from (fault for fault in rule(file) if fault.pointer not in file.malformed)
-
-
-def escaped(key: str | int) -> str:
-    """A key as it stands in a JSON pointer."""
-    return str(key).replace("~", "~0").replace("/", "~1")
-
-
-def _key(holder: Any, part: str) -> Any:
-    if isinstance(holder, dict) and not re.search("~(?![01])", part):
-        return part.replace("~1", "/").replace("~0", "~")
-    if isinstance(holder, list) and re.fullmatch("0|[1-9][0-9]{0,17}", part):
-        return int(part)
-    raise LookupError(part)
-
-
-def _up_from(pointer: str) -> Iterator[str]:
-    """A place, what it is in, and so on up to the top level."""
-    while pointer:
-        yield pointer
-        pointer = pointer.rpartition("/")[0]
-    yield ""
-
-
-def _numbers(nested: list[Any]) -> npt.NDArray[Any] | None:
-    """The array that nested lists of numbers and nulls make; None where they make none."""
-    try:
-        array: npt.NDArray[Any] = np.asarray(nested, dtype=np.float64)
-    except (TypeError, ValueError):
-        return None
-    rows = [nested]
-    for _ in range(array.ndim - 1):
-        rows = [row for outer in rows for row in outer]
-    return array if all(map(only_numbers, rows)) else None
-
-
-def only_numbers(row: list[Any]) -> bool:
-    """Whether all items are numbers or null: NumPy would take texts and booleans for numbers."""
-    return set(map(type, row)) <= {float, int, type(None)}
-
-
-def _sidecar(folder: Path, pointer: str, entry: Mapping[str, Any]) -> Array | None:
-    """The array that stands in a file of its own. Raises `MetricsFileError` where it isn't the one of the entry."""
-    shape = entry.get("shape")
-    if not isinstance(shape, list) or not all(map(_is_length, shape)):
-        return None
-    return Array(tuple(shape), None)
 
 
 # Time
@@ -299,9 +144,9 @@ def _irregular(file: File, pointer: str, dimensions: str) -> Fault | None:
     if array is not None and not array.empty and str(len(array.shape)) not in dimensions:
         return Fault(pointer, _said(array.shape), f"expected {dimensions} dimensions")
     if array is not None and file.width(pointer) == "float32" and _beyond_single(array):
-        return Fault(pointer, shown(value), f"expected numbers of float32, as {_DTYPES} says")
-    if file.is_null(pointer) and pointer != _LOG_PROBS and pointer not in file.mapping(_SIDECARS):
-        return Fault(pointer, "None", f"expected an array, or an entry in {_SIDECARS}")
+        return Fault(pointer, shown(value), f"expected numbers of float32, as {DTYPES} says")
+    if file.is_null(pointer) and pointer != _LOG_PROBS and pointer not in file.mapping(SIDECARS):
+        return Fault(pointer, "None", f"expected an array, or an entry in {SIDECARS}")
     return None
 
 
@@ -336,7 +181,7 @@ def _log_probs_are_distributions(file: File) -> Iterator[Fault]:
 
 
 def _with_infinities(file: File, pointer: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    entry = file.mapping(_NON_FINITE).get(pointer)
+    entry = file.mapping(NON_FINITE).get(pointer)
     if not isinstance(entry, dict) or _times_named(entry, values.size) is None:
         return values
     values = values.copy()
@@ -397,18 +242,14 @@ def _disagreeing_layer(file: File, place: str, shape: Any) -> Iterator[Fault]:
 
 
 def _is_of_four(shape: Any) -> bool:
-    return isinstance(shape, list) and len(shape) == 4 and all(map(_is_length, shape))
-
-
-def _is_length(value: Any) -> bool:
-    return type(value) is int and value >= 0
+    return isinstance(shape, list) and len(shape) == 4 and all(map(is_length, shape))
 
 
 # Pointers
 
 
 def _sidecars_are_there(file: File) -> Iterator[Fault]:
-    for place, pointer, entry in _entries(file, _SIDECARS):
+    for place, pointer, entry in _entries(file, SIDECARS):
         if not file.is_null(pointer):
             yield Fault(place, shown(entry), f"expected null at {shown(pointer)}")
         elif file.array(pointer) is None and pointer in file.unread:
@@ -416,13 +257,13 @@ def _sidecars_are_there(file: File) -> Iterator[Fault]:
 
 
 def _dtypes_are_of_arrays(file: File) -> Iterator[Fault]:
-    for place, pointer, width in _entries(file, _DTYPES):
+    for place, pointer, width in _entries(file, DTYPES):
         if file.array(pointer) is None and pointer not in file.unread:
             yield Fault(place, shown(width), f"expected an array at {shown(pointer)}")
 
 
 def _non_finite_are_null(file: File) -> Iterator[Fault]:
-    for place, pointer, entry in _entries(file, _NON_FINITE):
+    for place, pointer, entry in _entries(file, NON_FINITE):
         if isinstance(entry, str) and not file.is_null(pointer):
             yield Fault(place, shown(entry), f"expected null at {shown(pointer)}")
         elif isinstance(entry, dict) and not _are_nulls(file.array(pointer), entry):
@@ -447,13 +288,13 @@ def _are_nulls(array: Array | None, entry: Mapping[str, Any]) -> bool:
 def _nulls_are_named(file: File) -> Iterator[Fault]:
     """Where there are extensions, they say of each null in an array what it was."""
     for pointer, _ in _array_places(file):
-        array, entry = file.array(pointer), file.mapping(_NON_FINITE).get(pointer)
+        array, entry = file.array(pointer), file.mapping(NON_FINITE).get(pointer)
         if array is None or array.values is None or file.width(pointer) is None or file.is_malformed(pointer):
             continue
         times = _times_named(entry if isinstance(entry, dict) else {}, array.values.size)
         unnamed = 0 if times is None else int((np.isnan(array.values).ravel() & (times == 0)).sum())
         if unnamed and isinstance(file.get(pointer), list):
-            yield Fault(pointer, f"{unnamed} null", f"expected numbers, or an entry in {_NON_FINITE}")
+            yield Fault(pointer, f"{unnamed} null", f"expected numbers, or an entry in {NON_FINITE}")
 
 
 def _times_named(entry: Mapping[str, Any], size: int) -> npt.NDArray[Any] | None:
@@ -469,7 +310,7 @@ def _times_named(entry: Mapping[str, Any], size: int) -> npt.NDArray[Any] | None
 
 
 def _is_run(run: Any, size: int) -> TypeGuard[tuple[int, int]]:
-    return isinstance(run, list) and len(run) == 2 and all(map(_is_length, run)) and sum(run) <= size
+    return isinstance(run, list) and len(run) == 2 and all(map(is_length, run)) and sum(run) <= size
 
 
 _RULES: Sequence[Callable[[File], Iterator[Fault]]] = (

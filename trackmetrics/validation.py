@@ -18,7 +18,8 @@ from jsonschema.validators import extend
 from .errors import MetricsFileError, shown
 from .json_text import decode
 from .metrics_file import read_text
-from .rules import Fault, broken_rules, escaped, only_numbers
+from .places import File, escaped, only_numbers
+from .rules import Fault, broken_rules
 
 __all__ = ["SCHEMA", "Fault", "validate"]
 
@@ -45,11 +46,11 @@ def validate(path: str | os.PathLike[str], most: int | None = 100) -> list[Fault
 
 
 def _faults(plain: Any, folder: Path) -> Iterator[Fault]:
-    malformed = []
+    file = File(plain, folder)
     for fault in _against_schema(plain):
-        malformed.append(fault.pointer)
+        file.note_malformed(fault.pointer)
         yield fault
-    yield from broken_rules(plain, folder, malformed)
+    yield from broken_rules(file)
 
 
 def _against_schema(plain: Any) -> Iterator[Fault]:
