@@ -75,7 +75,7 @@ def demo(
 
 @app.command(epilog="Example: trackmetrics validate output/*.json")
 def validate(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Metrics files.", show_default=False)],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Metrics files.", show_default=False)],
 ) -> None:
     """Check that files are what the format promises: a line for each fault, with its place, value and rule.
 
