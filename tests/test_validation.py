@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from plausible_record import records
 
-from trackmetrics import demo, load_run, places
+from trackmetrics import Tracker, demo, load_run, places
+from trackmetrics.assessment import Assessment
 from trackmetrics.errors import MetricsFileError, shown
 from trackmetrics.metrics_file import encode_record
 from trackmetrics.record import FinalInference
@@ -103,6 +104,20 @@ def test_any_run_is_valid(record):
     """Whatever numbers a run gives and whatever its user logs and sets, at any state of the run."""
     Path("t.json").write_bytes(encode_record(record))
     assert validate("t.json") == []
+
+
+@pytest.mark.filterwarnings("ignore::trackmetrics.TrackmetricsWarning")
+def test_a_run_that_lost_an_epoch_is_valid(monkeypatch, clock):
+    """A fault of ours costs an epoch its numbers; when it was over is known all the same."""
+    with Tracker("t", progress=False) as run:
+        for number in range(3):
+            with monkeypatch.context() as patch, run.epoch():
+                clock.advance(1.5)
+                if number == 1:
+                    patch.delattr(Assessment, "assess")
+    assert [epoch.elapsed_seconds for epoch in run.record.epochs] == [1.5, 3.0, 4.5]
+    assert any("the epoch's record could not be had" in said for said in run.record.extensions["warnings"])
+    assert validate(run.path) == []
 
 
 def test_the_valid_file_is_valid(tmp_path):
