@@ -72,13 +72,6 @@ def _validator() -> Any:
 
 _Keyword: TypeAlias = Callable[[Any, Any, Any, Any], Iterator[ValidationError]]
 _ORDINARY: Mapping[str, _Keyword] = Draft202012Validator.VALIDATORS
-_ARTICLES = {
-    "object": "an object",
-    "array": "an array",
-    "string": "a string",
-    "integer": "an integer",
-    "number": "a number",
-}
 
 
 class _Missing:
