@@ -284,6 +284,21 @@ def test_deep_nesting_is_a_fault(place):
 UNTYPED = [place for place, _ in pointers(VALID) if "/hyperparameters/" in place or "perplexity" in place]
 
 
+@pytest.mark.parametrize(
+    "pointer", ["/" * 10**6, "/metadata/hyperparameters/model/class", "~" * 10**6, "/epochs/" + "1" * 10**6]
+)
+def test_a_hostile_pointer_is_a_fault(pointer):
+    """One of a million parts, one to a list nested as deep as the parser goes, one to no list's index."""
+    plain = edited(VALID, {"/metadata/hyperparameters/model/class": "DEEP"})
+    for key, entry in (("dtypes", "float32"), ("non_finite", "NaN"), ("sidecars", SIDECAR)):
+        broken = edited(plain, {f"/extensions/{key}": {pointer: entry}, "/extensions/attention": REMOVED})
+        Path("t.json").write_bytes(text_of(broken).replace(b'"DEEP"', b"[" * 900 + b"]" * 900))
+        began = time.monotonic()
+        expected = f"expected {'an array' if key == 'dtypes' else 'null'} at {shown(pointer)}"
+        assert expected in [fault.rule for fault in validate("t.json")]
+        assert time.monotonic() - began < 5
+
+
 @pytest.mark.parametrize("number", ["9" * 300, "-" + "9" * 308, "1e308", "-0.0", "1e-999"])
 @pytest.mark.parametrize("place", [pointer for pointer, value in pointers(VALID) if isinstance(value, (int, float))])
 def test_large_numbers_are_judged(place, number):
