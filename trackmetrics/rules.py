@@ -16,7 +16,6 @@ import numpy.typing as npt
 from .errors import shown
 from .places import DTYPES, NON_FINITE, SIDECARS, Array, File, escaped, is_length
 
-_LARGEST_SINGLE = float(np.finfo(np.float32).max)
 _LOG_PROBS, _WEIGHTS = "/final_inference/log_probs", "/final_inference/attention_weights"
 _MAPS, _HEADS = "/extensions/attention/maps", "/extensions/attention/heads"
 # How far a row's probabilities may sum from 1. What stands as float32 may have been a half type, whose logarithms of
@@ -159,8 +158,11 @@ def _array_places(file: File) -> Iterator[tuple[str, str]]:
 
 
 def _beyond_single(array: Array) -> bool:
-    values = array.values
-    return values is not None and bool((np.isfinite(values) & (np.abs(values) > _LARGEST_SINGLE)).any())
+    """Whether a number is too large for float32; its largest, in decimals, is a little above itself as a double."""
+    if array.values is None:
+        return False
+    with np.errstate(over="ignore"):
+        return bool((np.isinf(array.values.astype(np.float32)) & np.isfinite(array.values)).any())
 
 
 def _said(shape: tuple[int, ...]) -> str:
