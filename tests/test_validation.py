@@ -265,7 +265,7 @@ def test_a_million_wrong_epochs_end_soon():
 
 def test_millions_of_numbers_are_judged_at_once():
     """Rows of numbers aren't walked one by one, which would take a minute here."""
-    weights = np.full((2, 1000, 1000), 0.5)
+    weights = np.full((6, 1000, 1000), 0.5)
     record = dataclasses.replace(a_record(), final_results=None, final_inference=FinalInference("x", None, weights))
     Path("t.json").write_bytes(encode_record(dataclasses.replace(record, extensions=None)))
     began = time.monotonic()
