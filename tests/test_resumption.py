@@ -277,7 +277,7 @@ def test_a_file_whose_arrays_are_lost_is_refused():
     for name in os.listdir("output"):
         if name.endswith(".npy"):
             os.remove(Path("output", name))
-    assert "which can't be read: No such file or directory" in refused()
+    assert "that file can't be read: No such file or directory" in refused()
 
 
 # How it is asked for

@@ -221,16 +221,17 @@ def becomes(make):
     return edit
 
 
-NOT_THAT = ", which isn't that array: "
-NO_ENTRY = "; expected an object of file, dtype, shape and sha256"
-NO_NAME = ", which is no .npy file's own name in the metrics file's folder"
+CANT_BE_READ = ": that file can't be read: "
+NOT_THAT = ": that file isn't this array: "
+NO_ENTRY = ": expected an object of file, dtype, shape and sha256"
+NO_NAME = ": expected the name of a .npy file in the metrics file's own folder"
 OF_FLOAT32 = "it holds shape (2, 5, 5) of float32"
 
 
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (becomes(lambda path: None), ", which can't be read: No such file or directory"),
+        (becomes(lambda path: None), CANT_BE_READ + "No such file or directory"),
         (holds(lambda content: content[:-1] + b"x"), NOT_THAT + "its content has another SHA-256"),
         (holds(lambda content: content[:-1]), NOT_THAT + "it has 327 bytes"),
         (holds(lambda content: content + b"x"), NOT_THAT + "it has 329 bytes"),
@@ -279,7 +280,7 @@ def test_a_file_that_is_no_array_is_refused(content):
 )
 def test_what_is_no_file_of_the_folder_itself_is_refused(make, message):
     """A link may lead anywhere, and a pipe may never end."""
-    assert spoiled(becomes(make)) == f", which can't be read: {message}"
+    assert spoiled(becomes(make)) == CANT_BE_READ + message
 
 
 def test_a_place_that_holds_something_is_no_sidecars():
@@ -307,7 +308,7 @@ def test_nothing_is_unpickled():
     def pickled(entry, path):
         np.save(path, np.array([Bomb()] * 50, dtype=object).reshape(2, 5, 5), allow_pickle=True)
 
-    assert spoiled(pickled) == ", which isn't that array: it holds shape (2, 5, 5) of object"
+    assert spoiled(pickled) == NOT_THAT + "it holds shape (2, 5, 5) of object"
     assert not Path("exploded").exists()
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import enum
+import io
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from .errors import TrackmetricsError
+from .errors import MetricsFileError, TrackmetricsError
 
 app = typer.Typer(
     help="Metrics files of PyTorch trainings.",
@@ -17,6 +18,9 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
+
+
+_LISTED = 100  # faults a file; a hostile one has as many as it has letters
 
 
 class Model(enum.Enum):
@@ -67,6 +71,34 @@ def demo(
         training.main(args)
     except (TrackmetricsError, ValueError, RuntimeError) as error:
         fail(str(error).partition("\n")[0])
+
+
+@app.command(epilog="Example: trackmetrics validate output/*.json")
+def validate(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Metrics files.", show_default=False)],
+) -> None:
+    """Check that files are what the format promises: a line for each fault, with its place, value and rule.
+
+    Ends with status 0 where all are valid, 1 where one has faults, 2 where one can't be read.
+    """
+    from . import validation  # here, not for --help
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a key may hold what the terminal has no letter for
+    statuses = []
+    for file in files:
+        try:
+            faults = validation.validate(file, _LISTED + 1)
+        except MetricsFileError as error:
+            typer.echo(f"trackmetrics: {error}", err=True)
+            statuses.append(2)
+            continue
+        lines = [str(fault) for fault in faults[:_LISTED]] or ["valid"]
+        lines += ["more faults, which aren't listed"] * (len(faults) > _LISTED)
+        for line in lines:
+            typer.echo(f"{file}: {line}")
+        statuses.append(1 if faults else 0)
+    raise typer.Exit(max(statuses))
 
 
 def fail(message: str) -> NoReturn:

@@ -143,7 +143,7 @@ class Engine:
         with self._spared("the epoch's observation"):
             self.epoch_abandoned()
         if len(self.record.epochs) < number:
-            self._add(EpochRecord(number), {})
+            self._add(EpochRecord(number, elapsed_seconds=self._elapsed()), {})
 
     def _add(self, epoch: EpochRecord, summary: Mapping[str, Any]) -> None:
         self.record = replace(self.record, epochs=(*self.record.epochs, epoch))

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
+
+_NOT_ESCAPED = re.compile("~(?![01])")
+
+
+def escaped(key: str | int) -> str:
+    """Give a key as it stands in a pointer.
+
+    >>> escaped("a/b~c")
+    'a~1b~0c'
+    """
+    return str(key).replace("~", "~0").replace("/", "~1")
 
 
 def members(value: Any, pointer: str) -> Iterator[tuple[str, Any]]:
@@ -13,7 +25,7 @@ def members(value: Any, pointer: str) -> Iterator[tuple[str, Any]]:
     [('/a~1b', 1), ('/rows', [2])]
     """
     if isinstance(value, dict):
-        yield from ((f"{pointer}/{key.replace('~', '~0').replace('/', '~1')}", item) for key, item in value.items())
+        yield from ((f"{pointer}/{escaped(key)}", item) for key, item in value.items())
     elif isinstance(value, list):
         yield from ((f"{pointer}/{index}", item) for index, item in enumerate(value))
 
@@ -23,6 +35,8 @@ def place(plain: Any, pointer: str) -> tuple[Any, Any]:
 
     Raises `KeyError`, `IndexError`, `TypeError` or `ValueError` where the pointer leads nowhere.
     """
+    if _NOT_ESCAPED.search(pointer):
+        raise ValueError(pointer)
     root, *parents, last = [part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")]
     if root:
         raise ValueError(pointer)

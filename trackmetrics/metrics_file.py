@@ -187,19 +187,29 @@ def load_run(path: str | os.PathLike[str]) -> RunRecord:
     ...
     trackmetrics.errors.MetricsFileError: nowhere.json can't be read: No such file or directory
     """
+    plain, folder = read_plain(path)
     try:
-        text = Path(path).read_bytes()
-        folder = Path(path).resolve().parent
-    except (OSError, ValueError) as error:  # ValueError: a null character
-        raise MetricsFileError(f"{os.fspath(path)} can't be read: {reason(error)}") from None
-    try:
-        return _decode_record(text, folder)
+        return _restored(plain, folder)
     except MetricsFileError as error:
         raise MetricsFileError(f"{os.fspath(path)} is not a metrics file: {error}") from None
 
 
-def _decode_record(text: bytes, folder: Path) -> RunRecord:
-    plain = decode(text)
+def read_plain(path: str | os.PathLike[str]) -> tuple[Any, Path]:
+    """Give a file's data as it stands in the text, and the folder in which arrays may stand beside it.
+
+    Raises `MetricsFileError` for what can't be read or is no JSON.
+    """
+    try:
+        text, folder = Path(path).read_bytes(), Path(path).resolve().parent
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        raise MetricsFileError(f"{os.fspath(path)} can't be read: {reason(error)}") from None
+    try:
+        return decode(text), folder
+    except MetricsFileError as error:
+        raise MetricsFileError(f"{os.fspath(path)} is not a metrics file: {error}") from None
+
+
+def _restored(plain: Any, folder: Path) -> RunRecord:
     extensions = plain.get("extensions") if isinstance(plain, dict) else None
     if isinstance(extensions, dict):
         _restore_beside(plain, extensions.get("sidecars", {}), folder)
@@ -225,6 +235,9 @@ def _restore_beside(plain: Any, entries: Any, folder: Path) -> None:
                 f"/extensions/sidecars names {shown(entry)} for {shown(pointer)}, where no null is"
             ) from None
         said = repr(entry)
-        if said not in read:
-            read[said] = sidecars.read(folder, pointer, entry)
+        try:
+            if said not in read:
+                read[said] = sidecars.read(folder, entry)
+        except MetricsFileError as error:
+            raise MetricsFileError(f"/extensions/sidecars names {shown(entry)} for {shown(pointer)}: {error}") from None
         holder[key] = read[said]

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from .errors import MetricsFileError, reason, shown
+from .errors import MetricsFileError, reason
 from .json_text import decode, text_length
 from .whole_file import replace_whole
 
@@ -64,28 +64,27 @@ def _pieces(array: npt.NDArray[Any]) -> Iterator[Any]:
         yield np.ascontiguousarray(part).data
 
 
-def read(folder: Path, pointer: str, entry: Any) -> npt.NDArray[Any]:
+def read(folder: Path, entry: Any) -> npt.NDArray[Any]:
     """Read the array that an entry names, from a file of `folder` itself; nothing is unpickled.
 
     Raises `MetricsFileError` where the entry can't be right, or the file isn't the one that it describes.
     """
-    where = f"/extensions/sidecars names {shown(entry)} for {shown(pointer)}"
     try:
         name, kind, shape, digest = (entry[key] for key in ("file", "dtype", "shape", "sha256"))
         sizes = [size for size in shape if type(size) is int and size >= 0]
         if not isinstance(name, str) or kind not in _TYPES or len(sizes) < len(shape):
             raise ValueError(name)
     except _FAULTS:
-        raise MetricsFileError(f"{where}; expected an object of file, dtype, shape and sha256") from None
+        raise MetricsFileError("expected an object of file, dtype, shape and sha256") from None
     if not name.endswith(".npy") or name != os.path.basename(name) or "\\" in name or not name.isprintable():
-        raise MetricsFileError(f"{where}, which is no .npy file's own name in the metrics file's folder")
+        raise MetricsFileError("expected the name of a .npy file in the metrics file's own folder")
     try:
         with _opened(folder / name) as file:
             array = _read(file, _TYPES[kind], tuple(shape), digest)
     except OSError as error:
-        raise MetricsFileError(f"{where}, which can't be read: {reason(error)}") from None
+        raise MetricsFileError(f"that file can't be read: {reason(error)}") from None
     except _FAULTS as error:
-        raise MetricsFileError(f"{where}, which isn't that array: {error}") from None
+        raise MetricsFileError(f"that file isn't this array: {error}") from None
     return array.astype(kind, copy=False)
 
 
