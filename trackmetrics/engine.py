@@ -146,8 +146,8 @@ class Engine:
             self._add(EpochRecord(number, elapsed_seconds=self._elapsed()), {})
 
     def _add(self, epoch: EpochRecord, summary: Mapping[str, Any]) -> None:
-        self.record = replace(self.record, epochs=(*self.record.epochs, epoch))
         self._norms.add({"epoch": epoch.epoch, **summary})
+        self.record = replace(self.record, epochs=(*self.record.epochs, epoch))
 
     # The end
 
@@ -184,10 +184,11 @@ class Engine:
             if len(epochs) == 1 and self._assessment.trained_before(str(self.file.path)):
                 self._notices.say("runs", f"this run of one epoch trained the model of the run before it; {_PER_EPOCH}")
         with self._spared("saving"):
-            saved = self._save({"state": "completed"})
-            if not saved and self.record.final_inference is not None:  # what is largest may be what is too much
+            inference = self.record.final_inference
+            if not self._save({"state": "completed"}) and inference is not None:  # the largest may be what is too much
                 self.record = replace(self.record, final_inference=None)
                 self._save({"state": "completed"})
+                self.record = replace(self.record, final_inference=inference)
         with self._spared("progress"):
             self._progress.run_done(self.record, self.file.path)
 
