@@ -1,10 +1,11 @@
 """Trainings in processes of their own, that say each epoch and can be interrupted there."""
 
 import contextlib
-import os
 import subprocess
 import sys
+import threading
 
+PATIENCE_SECONDS = 120
 TRAINING = """
 import contextlib, os, signal, sys, threading, time
 import torch
@@ -31,12 +32,15 @@ def train(epochs=10**6, task="t", **options):
 
 @contextlib.contextmanager
 def running(script, *flags, **settings):
-    """A process that runs the script after `TRAINING`; killed at the end if it lives."""
+    """A process that runs the script after `TRAINING`; killed at the end if it lives, and if it hangs."""
     settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **settings}
     with subprocess.Popen([sys.executable, *flags, "-c", TRAINING + script], **settings) as process:
+        watchdog = threading.Timer(PATIENCE_SECONDS, process.kill)
+        watchdog.start()
         try:
             yield process
         finally:
+            watchdog.cancel()
             if process.poll() is None:
                 process.kill()
 
@@ -46,12 +50,12 @@ def wait_for(process, line):
     for said in process.stdout:
         if said == line + "\n":
             return
-    raise AssertionError(f"it never said {line!r}: {process.stderr.read()}")
+    raise AssertionError(f"it never said {line!r}: {process.stderr and process.stderr.read()}")
 
 
 def ended(process):
     """Wait for a process's end; give its exit status and what it wrote to standard error."""
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate()
     return process.returncode, errors
 
 
@@ -59,8 +63,3 @@ def run(script, *flags, **settings):
     """Run a script to its end."""
     with running(script, *flags, **settings) as process:
         return ended(process)
-
-
-def environment(**more):
-    """This process's environment, and more."""
-    return {**os.environ, **more}
