@@ -17,7 +17,6 @@ import threading
 import time
 from pathlib import Path
 
-import filelock
 import numpy as np
 import pytest
 from a_run import A_FILE, a_record
@@ -180,23 +179,48 @@ def test_a_working_folder_that_is_gone_is_refused(tmp_path, monkeypatch):
     )
 
 
-@pytest.mark.parametrize(
-    "fault", [OSError(errno.ENOLCK, "No locks available"), OSError(errno.ENOSYS, "No flock"), NotImplementedError("No")]
-)
-def test_a_filesystem_without_locks_is_no_reason_to_refuse(monkeypatch, fault):
+@posix_only
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_filesystem_without_locks_is_no_reason_to_refuse(monkeypatch, number):
     """The file says why it isn't held; two runs write by temporary files of their own, and each is whole."""
-
-    def refuse(self):
-        raise fault
-
-    monkeypatch.setattr(filelock.FileLock, "_acquire", refuse)
+    without_locks(monkeypatch, number)
     with MetricsFile("output", "t") as first, MetricsFile("output", "t") as second:
-        assert first.lock_fault == second.lock_fault == fault.args[-1]
+        assert first.lock_fault == second.lock_fault == os.strerror(number)
         assert first._temporary != second._temporary
         first.write(a_record())
         second.write(a_record(epochs=()))
         assert load_run(first.path).epochs == ()
     assert os.listdir("output") == [NAME]
+
+
+@posix_only
+def test_a_forked_process_writes_nothing_where_there_are_no_locks(monkeypatch):
+    """Nothing else tells a child that the file is its parent's."""
+    without_locks(monkeypatch, errno.ENOLCK)
+    with MetricsFile("output", "t") as file:
+        file.write(a_record())
+        child = os.fork()
+        if not child:
+            try:
+                file.write(a_record(epochs=()))
+            except PathInUseError as error:
+                os._exit(
+                    0 if str(error).endswith(f"is written by process {os.getppid()}, which forked this one") else 1
+                )
+            finally:
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert file.path.read_text() == A_FILE
+
+
+def without_locks(monkeypatch, number):
+    """Make the system's locks answer as on a filesystem that has none."""
+    import fcntl
+
+    def refuse(*_args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
 
 
 def test_a_lock_file_that_is_somebody_elses_is_refused(tmp_path):

@@ -105,12 +105,12 @@ def test_a_path_that_was_taken_since_is_not_taken_back():
 
 def test_a_filesystem_without_locks_is_warned_of_once(monkeypatch):
     """The run trains, with one warning that says what to do, and the message is in the file."""
-    import filelock
+    import fcntl
 
-    def refuse(self):
+    def refuse(*_args):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(filelock.FileLock, "_acquire", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with Tracker("t", **QUIET) as run:

@@ -259,6 +259,16 @@ def test_nothing_is_left_after_a_run():
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
 
 
+def test_a_child_is_not_told():
+    """A process that was forked in the block ends by the signal alone."""
+    with told_of_termination(lambda name: os._exit(5)):
+        child = os.fork()
+        if not child:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(6)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+
+
 def test_a_fault_of_ours_while_being_told_keeps_nothing_alive():
     """Whatever fails while a run is told, the process ends by the signal."""
     script = """

@@ -67,7 +67,7 @@ class PathLock:
         Raises `PathInUseError` where one did, and in a process that was forked from the run's.
         """
         if self._process != os.getpid():
-            raise PathInUseError(f"{self._path} is written by process {self._process}, which this one was forked from")
+            raise PathInUseError(f"{self._path} is written by process {self._process}, which forked this one")
         if self.fault is None and not (self._lock.is_locked and self._stands()):
             self._lock.release(force=True)
             self.acquire()
