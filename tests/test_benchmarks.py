@@ -97,6 +97,26 @@ def test_the_import_time_is_measured_and_printed():
         assert 0 < low <= median <= high
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of memory as Linux tells it")
+def test_what_saving_costs_is_measured_and_printed():
+    """The last saves beside the first, and a final inference each way."""
+    done = run("saving.py", "--epochs", "50", "--layers", "2", "--length", "64")
+    assert done.returncode == 0, done.stderr
+    epochs, inference = done.stdout.split("final inference of 2x64x64")
+    assert list(rows(epochs)) == ["the first 20 epochs", "the last 20"]
+    assert list(rows(inference)) == ["json.dump", "in the file", "beside the file"]
+    assert rows(inference)["json.dump"][1] == 1.0
+
+
+def test_the_float32_that_readers_get_wrong_is_found():
+    """The first numbers there are have none; the one that the writer knows is found where it stands."""
+    done = run("float32_decimals.py", "0", "0x100000")
+    assert done.stdout == "1048576 numbers seen\n"
+    number = "0x15ae43fd"
+    found = run("float32_decimals.py", number, hex(int(number, 16) + 1)).stdout
+    assert found == "0x1.5c87fa0000000p-84 is 7.038531e-26 to those who read float32\n1 numbers seen\n"
+
+
 def test_the_support_of_attention_is_tabulated():
     """The tables that are asked for, each row with what is had and how exactly."""
     done = run("attention_support.py", "wrapped")

@@ -23,7 +23,7 @@ from .names import check_name
 from .non_finite import restore_non_finite
 from .path_lock import PathLock
 from .record import FORMAT_VERSION, RunRecord, record_from_plain, record_to_plain
-from .whole_file import put_aside, replace_whole, try_writing
+from .whole_file import make_folder, put_aside, replace_whole, try_writing
 
 DESCRIBING_KEYS = ("format_version", "dtypes", "non_finite", "sidecars")  # of the extensions: they are about the text
 MAX_INLINE_MB = 256
@@ -76,7 +76,7 @@ class MetricsFile:
     def __enter__(self) -> MetricsFile:
         mend = "choose an output_dir= that can be written"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             self._check_place()
             self._lock.acquire()
         except OutputError:
@@ -118,7 +118,7 @@ class MetricsFile:
         no temporary file behind.
         """
         with self._writing:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             self._check_place()
             self._lock.keep()
             plain = record_to_plain(record)

@@ -38,6 +38,14 @@ def replace_whole(path: Path, pieces: Iterable[Any], temporary: Path) -> None:
     sync_folder(path.parent)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those that it is in, where they are missing; and make that last, too. Raises `OSError`."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync_folder(path.parent)
+
+
 def try_writing(temporary: Path) -> None:
     """Find out whether a temporary file can be written where `replace_whole` will; what was left there goes."""
     _fresh(temporary).close()
