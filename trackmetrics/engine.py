@@ -160,7 +160,7 @@ class Engine:
         """A signal ends the process: say so in the file, as for an exception."""
         if self._own_epochs:
             message = f"the process was told to end by {signal}"
-            self._save({"state": "interrupted", "error": {"type": signal, "message": message}})
+            self._save({"state": "interrupted", "error": {"type": signal, "message": message}}, last=True)
 
     def completed(self, returned: Any) -> None:
         """Add the final results and the final inference; `returned` is what the decorated function gave back."""
@@ -194,7 +194,7 @@ class Engine:
 
     # Saving
 
-    def _save(self, status: dict[str, Any]) -> bool:
+    def _save(self, status: dict[str, Any], *, last: bool = False) -> bool:
         """Bring the record up to date and write it; a disk that refuses costs this save, not the training."""
         began = self.clock.monotonic()
         metadata = replace(self.record.metadata, device=None, hyperparameters=Hyperparameters())
@@ -209,7 +209,7 @@ class Engine:
                 extensions = self._extensions(status)
             self.record = replace(self.record, extensions=extensions)
         try:
-            self.file.write(self.record)
+            self.file.write(self.record, last=last)
             saved = True
         except Exception as error:
             saved = False

@@ -69,7 +69,7 @@ class MetricsFile:
         self._lock = PathLock(self.path)
         self._temporary = self.folder / f".{self.path.name}.tmp"
         self._text = JsonText()
-        self._written = False  # by this run
+        self._written = self._ended = False  # by this run
         # A signal's handler may save for a thread that is saving: then it waits, or, in that very thread, goes first.
         self._writing = threading.RLock()
 
@@ -111,13 +111,16 @@ class MetricsFile:
         if self.path.is_dir():
             raise OutputError(f"{self.path} is a folder, where the metrics file is to stand; move it away")
 
-    def write(self, record: RunRecord) -> None:
+    def write(self, record: RunRecord, *, last: bool = False) -> None:
         """Put the record in the file's place: whole, synced, by one rename; the old file stays until then.
 
+        After the `last` one nothing is written any more: a process that ends may have other threads that go on.
         Raises `OSError` where the disk refuses, or another run took the path since the folder was deleted, and leaves
         no temporary file behind.
         """
         with self._writing:
+            if self._ended:
+                return
             make_folder(self.folder)
             self._check_place()
             self._lock.keep()
@@ -129,7 +132,7 @@ class MetricsFile:
             replace_whole(self.path, self._text.pieces(plain), self._temporary)
             if beside or not self._written:
                 sidecars.remove_unnamed(self.path, [entry["file"] for entry in beside.values()])
-            self._written = True
+            self._written, self._ended = True, last
 
     def _write_beside(self, plain: dict[str, Any]) -> dict[str, Any]:
         """Write the arrays that are too large for the text to files of their own, and put nulls in their places."""

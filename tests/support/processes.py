@@ -41,6 +41,7 @@ def running(script, *flags, **settings):
             yield process
         finally:
             watchdog.cancel()
+            watchdog.join()
             if process.poll() is None:
                 process.kill()
 
