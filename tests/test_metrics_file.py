@@ -34,6 +34,7 @@ from trackmetrics.record import EpochRecord, FinalInference, FinalResults, Metad
 NAME = "t_training_metrics.json"
 MEND = "give a task of letters, digits, spaces, '_', '-' and '.', such as 'letter_counting'"
 METADATA = Metadata("t", "2026-01-30T22:08:22Z")
+MASKED = '"-Infinity"}'  # in A_FILE: what the null in its log_probs stands for
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="file modes and signals as POSIX has them")
 
@@ -746,7 +747,7 @@ def test_a_path_that_cannot_be_read_is_named():
             "/extensions/non_finite says 'Infinity' stands at '/epochs/9/gradient_norm', where no such null is",
         ),
         (
-            A_FILE.replace("[[1, 1]]", "[[1, 1000000000000000000]]").encode(),
+            A_FILE.replace(MASKED, '{"-Infinity": [[1, 1000000000000000000]]}}').encode(),
             "/extensions/non_finite says {'-Infinity': [[1, 1000000000000000000]]} stands at "
             "'/final_inference/log_probs', where no such null is",
         ),
@@ -811,7 +812,7 @@ def test_any_damage_to_the_text_is_read_or_named(start, put, taken):
 def test_a_small_file_that_claims_much_is_refused_quickly():
     """Many forged runs in a small file cost neither memory nor time."""
     runs = ", ".join(["[0, 0]"] * 20_000 + ["[0, 1000000000000]"])
-    Path("some.json").write_text(A_FILE.replace("[1, 1]", runs))
+    Path("some.json").write_text(A_FILE.replace(MASKED, f'{{"-Infinity": [{runs}]}}}}'))
     began = time.process_time()
     assert "where no such null is" in fault_of("some.json")
     assert time.process_time() - began < 2

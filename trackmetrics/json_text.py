@@ -116,10 +116,10 @@ def text_length(array: npt.NDArray[Any]) -> int:
 
 
 def _pieces(value: Any, depth: int) -> Iterator[bytes]:
-    if isinstance(value, np.ndarray) and value.ndim > 1:
+    if isinstance(value, np.ndarray) and value.ndim > 1 and value.dtype.kind == "f":
         yield from _bracketed((_pieces(item, depth + 1) for item in value), b"[]", depth)
         return
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray):  # a row, or the runs of what is not finite
         yield _row(value)
         return
     if not _holds_long_things(value):
