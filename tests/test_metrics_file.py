@@ -417,10 +417,17 @@ def test_a_reader_never_sees_half_a_file(monkeypatch):
     """At every moment of a write the path holds the old file, whole; then the new one, whole."""
     with MetricsFile("output", "t") as file:
         file.write(a_record(epochs=()))
-        seen = []
+        seen, looking = [], []
+
+        def look():
+            if not looking:  # a reader opens a file, too
+                looking.append(True)
+                seen.append(load_run(file.path).epochs)
+                looking.clear()
+
         with monkeypatch.context() as patch:
             for name in ("open", "fsync", "replace"):
-                patch.setattr(os, name, watched(getattr(os, name), lambda: seen.append(load_run(file.path).epochs)))
+                patch.setattr(os, name, watched(getattr(os, name), look))
             file.write(a_record())
         assert len(load_run(file.path).epochs) == 2
     assert [len(epochs) for epochs in seen] == [0, 0, 0, 2, 2]  # before each step; the last two are the folder's

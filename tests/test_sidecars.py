@@ -275,7 +275,7 @@ def test_a_file_that_is_no_array_is_refused(content):
     [
         (lambda path: path.symlink_to(Path("elsewhere.npy").absolute()), "Too many levels of symbolic links"),
         (os.mkfifo, "it is no regular file"),
-        (os.mkdir, "it is no regular file"),
+        (os.mkdir, "Is a directory"),
     ],
 )
 def test_what_is_no_file_of_the_folder_itself_is_refused(make, message):

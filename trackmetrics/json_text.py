@@ -20,7 +20,7 @@ import orjson
 from .errors import MetricsFileError
 from .json_pointer import members
 from .non_finite import non_finite
-from .plain import Growing
+from .plain import MAX_DIGITS, Growing
 
 _LINE_WIDTH = 100
 _LONG_INTEGER = re.compile(rb"[0-9]{19}")  # may be past 64 bits, where orjson reads a float
@@ -104,9 +104,15 @@ def decode(text: bytes) -> Any:
     """Parse strict JSON. Raises `MetricsFileError` with the place and the reason."""
     try:
         plain = orjson.loads(text)
-        return json.loads(text) if _LONG_INTEGER.search(text) else plain
+        return json.loads(text, parse_int=_integer) if _LONG_INTEGER.search(text) else plain
     except (ValueError, RecursionError) as error:  # ValueError: an integer too long for Python, too
         raise MetricsFileError(f"not valid JSON: {error}") from None
+
+
+def _integer(digits: str) -> int:
+    if len(digits.lstrip("-")) > MAX_DIGITS:
+        raise ValueError(f"an integer of more than {MAX_DIGITS} digits")
+    return int(digits)
 
 
 def text_length(array: npt.NDArray[Any]) -> int:

@@ -62,8 +62,10 @@ def _entry_of_array(pointer: str, array: npt.NDArray[Any]) -> dict[str, Any]:
     rows = [row.ravel() for row in array] if array.ndim > 1 else [array.ravel()]
     tainted = [(index, row) for index, row in enumerate(rows) if not np.isfinite(row).all()]
     found = [name for name in _NAMES if any(_flags(row, name).any() for _, row in tainted)]
-    if len(found) < 2:
-        return {pointer: name for name in found}
+    if not found:
+        return {}
+    if len(found) == 1:
+        return {pointer: found[0]}
     entry: dict[str, Any] = {}
     for name in found:
         runs = np.concatenate([_runs(_flags(row, name), index * row.size) for index, row in tainted])

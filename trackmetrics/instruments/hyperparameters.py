@@ -70,7 +70,7 @@ def _plain_values(values: Mapping[str, Any], depth: int) -> dict[str, Any]:
     kept = {}
     for name, value in values.items():
         try:
-            kept[str(name)] = WITHHELD if is_secret(str(name), value) else _plain(value, depth)
+            kept[to_plain(str(name))] = WITHHELD if is_secret(str(name), value) else _plain(value, depth)
         except NotPlainError:
             continue
     return kept
