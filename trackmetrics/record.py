@@ -309,8 +309,9 @@ class _Reader:
 
     def array(self, key: str, dimensions: int, dtypes: Any) -> npt.NDArray[Any]:
         value = self.value(key)
+        empty = np.zeros((0,) * dimensions, dtype=np.float32)  # written as [], whatever its shape
         if isinstance(value, list) and not value:
-            return np.zeros((0,) * dimensions, dtype=np.float32)
+            return empty
         if isinstance(value, np.ndarray) and value.ndim == dimensions:  # from beside the file
             return value
         narrow = isinstance(dtypes, dict) and dtypes.get(f"{self.pointer}/{key}") == "float32"
@@ -321,7 +322,7 @@ class _Reader:
             raise self.fault(key, expected, value) from None
         if array.ndim != dimensions:
             raise self.fault(key, expected, value)
-        return array
+        return array if array.size else empty
 
 
 def _fault(pointer: str, expected: str, found: Any) -> MetricsFileError:
