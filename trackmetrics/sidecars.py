@@ -103,7 +103,7 @@ def _read(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...], digest: 
     except Exception as error:  # a parser's own, tokenize's among them
         raise ValueError(f"its header can't be read: {reason(error)}") from None
     if found != (shape, False, dtype):
-        raise ValueError(f"it holds shape {found[0]} of {found[2]}")
+        raise ValueError(f"it holds shape {found[0]} of {found[2]}{', column by column' if found[1] else ''}")
     start = file.tell()
     size = os.fstat(file.fileno()).st_size
     if size != start + math.prod(shape) * dtype.itemsize:
