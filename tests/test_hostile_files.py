@@ -590,20 +590,33 @@ def test_a_pipe_is_not_read():
         load_run("/dev/zero")
 
 
-@posix_only
-@pytest.mark.parametrize("sidecars", [{"x": {"file": ["a"]}}, {"x": {}}, [], None, {"x": None}])
-def test_what_lies_beside_the_file_cannot_stop_a_run(sidecars):
-    """Pipes, links and damaged files by the names of earlier ones cost nothing but what they may name."""
-    folder = Path("output")
-    folder.mkdir()
-    os.mkfifo(folder / "t_training_metrics.20260101T000000Z.json")
-    (folder / "t_training_metrics.x.json").write_text(json.dumps({"extensions": {"sidecars": sidecars}}))
-    (folder / "t_training_metrics.y.json").symlink_to("/dev/zero")
-    (folder / "t_training_metrics.old.00000000.npy").write_bytes(b"")
+def write_beside(name, make):
+    """Write a run's file, its arrays beside it, in a folder in which `make` has put something under a name."""
+    left = Path("output/t_training_metrics.old.00000000.npy")
+    left.parent.mkdir()
+    left.write_bytes(b"")
+    make(Path("output") / name)
     with MetricsFile("output", "t", max_inline_mb=0) as file:
         file.write(a_record())
     assert load_run(file.path).metadata.task == "letter_counting"
-    assert (folder / "t_training_metrics.old.00000000.npy").exists()
+    return left.exists()
+
+
+@posix_only
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), os.mkdir])
+def test_what_lies_beside_the_file_cannot_stop_a_run(make):
+    """A pipe, a link or a folder by the name of an earlier file isn't read; what it may name stays."""
+    assert write_beside("t_training_metrics.20260101T000000Z.json", make)
+
+
+@pytest.mark.parametrize(
+    ("sidecars", "stays"),
+    [({"x": {"file": ["a"]}}, False), ({"x": {"file": {}}}, False), ({"x": {}}, True), ([], True), (None, True)],
+)
+def test_an_earlier_file_of_any_content_cannot_stop_a_run(sidecars, stays):
+    """One that names its arrays in no known way may name any; names that are no texts name none."""
+    text = json.dumps({"extensions": {"sidecars": sidecars}})
+    assert write_beside("t_training_metrics.x.json", lambda path: path.write_text(text)) is stays
 
 
 # Names
@@ -750,6 +763,22 @@ def test_a_link_in_the_temporary_files_place_goes(target, goal):
         file.write(a_record())
     assert not link.is_symlink()
     assert file.path.read_text() == A_FILE
+
+
+@posix_only
+@pytest.mark.parametrize("goal", ["../outside/precious", "../outside/none"])
+def test_a_link_that_comes_back_into_the_temporary_files_place_is_not_followed(target, goal, monkeypatch):
+    """Put there anew between its removal and the opening, it is refused, not written through."""
+    remove = Path.unlink
+
+    def put_back(path, **options):
+        remove(path, missing_ok=True)
+        if path.name.endswith(".tmp"):
+            path.symlink_to(goal)
+
+    monkeypatch.setattr(Path, "unlink", put_back)
+    with pytest.raises(OutputError, match="File exists"), MetricsFile("output", "t"):
+        pass
 
 
 @posix_only

@@ -29,10 +29,6 @@ from trackmetrics.record import FinalInference, Metadata, RunRecord
 
 INF, NAN = math.inf, math.nan
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*(quantize|Sparse CSR|nested tensors|ComplexHalf).*:UserWarning"),
-]
-
 OWN = {"train_loss": 0.5, "train_accuracy": 1.0, "dev_accuracy": 1.0, "gradient_norm": 0.1}
 NO_MODEL = ("dev_accuracy is null: no parameter was trained", "final_inference is null: no parameter was trained")
 _folders = itertools.count()
@@ -133,6 +129,24 @@ def test_any_arguments_of_the_function_cost_no_file(named, value):
     assert [message for message in said if not message.startswith(NO_MODEL)] == []
     strict_loads(Path(path).read_bytes())
     assert load_run(path).epochs[0].train_loss == 0.5
+
+
+def test_an_argument_that_cannot_be_read_costs_no_other():
+    """A mapping of a class that fails when it is read is left out; the arguments beside it stand in the file."""
+
+    @tracked_training("t", final_train_accuracy=False, progress=False)
+    def train(settings, rate, nested):
+        with tracker.epoch() as epoch:
+            epoch.log(**OWN)
+        return tracker.path
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TrackmetricsWarning)
+        path = train(any_value.Failing(a=1), 0.1, {"x": any_value.Failing(b=1), "y": 2})
+    training = load_run(path).metadata.hyperparameters.training
+    assert training["rate"] == 0.1
+    assert training["y"] == 2
+    assert "a" not in training
 
 
 def finalized(result):

@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import enum
 import types
+import warnings
 from collections import OrderedDict, namedtuple
 from decimal import Decimal
 from pathlib import Path, PureWindowsPath
@@ -154,22 +155,24 @@ def _ordinary_tensors(draw):
 
 def special_tensors():
     """Tensors of each type, and of each layout, kind and place that has its own rules."""
-    quantized = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
-    special = [
-        quantized,
-        torch.eye(2).to_sparse(),
-        torch.eye(2).to_sparse_csr(),
-        torch.nested.nested_tensor([torch.ones(1), torch.ones(2)]),
-        torch.nested.nested_tensor([torch.ones(1), torch.ones(2)], layout=torch.jagged),
-        torch.empty(2, device="meta"),
-        torch.nn.Parameter(torch.ones(2)),
-        torch.tensor([1j]).conj(),
-        torch.tensor([1 + 2j]).conj().imag,
-        torch.ones(2, requires_grad=True) * 2,
-        torch.ones(3, 3).t()[::2],
-        torch.ones(1).expand(4),
-    ]
-    return [*special, *filter(lambda tensor: tensor is not None, map(tensor_of, TORCH_TYPES))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of torch's, that some of these kinds are new or old
+        quantized = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
+        special = [
+            quantized,
+            torch.eye(2).to_sparse(),
+            torch.eye(2).to_sparse_csr(),
+            torch.nested.nested_tensor([torch.ones(1), torch.ones(2)]),
+            torch.nested.nested_tensor([torch.ones(1), torch.ones(2)], layout=torch.jagged),
+            torch.empty(2, device="meta"),
+            torch.nn.Parameter(torch.ones(2)),
+            torch.tensor([1j]).conj(),
+            torch.tensor([1 + 2j]).conj().imag,
+            torch.ones(2, requires_grad=True) * 2,
+            torch.ones(3, 3).t()[::2],
+            torch.ones(1).expand(4),
+        ]
+        return [*special, *filter(lambda tensor: tensor is not None, map(tensor_of, TORCH_TYPES))]
 
 
 tensors = st.composite(_ordinary_tensors)() | _choose(special_tensors)
