@@ -27,9 +27,9 @@ from .whole_file import open_whole, put_aside, replace_whole, try_writing
 
 DESCRIBING_KEYS = ("format_version", "dtypes", "non_finite", "sidecars")  # of the extensions: they are about the text
 MAX_INLINE_MB = 256
+DEEPEST = 100  # levels of nesting in a file; a value that a user hands in has 64 at most
 _SUFFIX = "_training_metrics.json"
 _MEGABYTE = 1_000_000
-_DEEPEST = 100  # levels; a value that a user hands in has 64 at most
 
 
 class MetricsFile:
@@ -220,19 +220,20 @@ def _restored(plain: Any, folder: Path) -> RunRecord:
             own = {where: kind for where, kind in extensions["dtypes"].items() if where.startswith("/extensions/")}
             restore_arrays(plain, own)
     record = record_from_plain(plain)
-    _check_nesting(plain)
+    if nests_too_deep(plain):
+        raise MetricsFileError(f"nested deeper than {DEEPEST} levels")
     return record
 
 
-def _check_nesting(plain: Any) -> None:
-    """Refuse what nests deeper than the record can be worked with; the final inference's arrays have dimensions."""
+def nests_too_deep(plain: dict[str, Any]) -> bool:
+    """Whether a file nests deeper than `DEEPEST` levels; the final inference's arrays have their dimensions."""
     level = [item for key, item in plain.items() if key != "final_inference" and isinstance(item, (dict, list))]
-    for _ in range(_DEEPEST):
+    for _ in range(DEEPEST):
         values = (item.values() if isinstance(item, dict) else item for item in level)
         level = [inner for items in values for inner in items if isinstance(inner, (dict, list))]
         if not level:
-            return
-    raise MetricsFileError(f"nested deeper than {_DEEPEST} levels")
+            return False
+    return True
 
 
 def _restore_beside(plain: Any, entries: Any, folder: Path) -> None:
