@@ -255,13 +255,13 @@ def test_a_list_that_did_not_grow_is_made_anew(change):
 # Numbers that JSON has no word for
 
 
-def test_a_list_of_numbers_has_one_entry_of_runs():
+def test_a_list_of_numbers_has_one_entry():
     """A thousand NaN in a logged list are one entry; a list that holds lists has one for each of these."""
     plain = {"a": [NAN, NAN, 1.0, None, -INF], "b": [[INF], [1.0, NAN], []], "c": [1.0, {"d": NAN}]}
     entries = {
         "/a": {"NaN": [[0, 2]], "-Infinity": [[4, 1]]},
-        "/b/0": {"Infinity": [[0, 1]]},
-        "/b/1": {"NaN": [[1, 1]]},
+        "/b/0": "Infinity",
+        "/b/1": "NaN",
         "/c/1/d": "NaN",
     }
     assert non_finite(plain) == entries
@@ -289,6 +289,37 @@ def test_an_array_has_one_entry_of_runs_over_its_flat_order():
         "/log_probs": {"NaN": [[5, 1], [8, 1]], "Infinity": [[6, 1]], "-Infinity": [[1, 3]]}
     }
     assert non_finite({"log_probs": np.zeros((2, 2))}) == {}
+
+
+def test_an_array_with_one_kind_of_them_has_its_name_alone():
+    """A mask's infinities are each null of the array, wherever they stand; so in a list, unless it holds a null."""
+    masked = np.array([[0.0, -INF, 1.0], [-INF, 0.0, -INF]])
+    assert non_finite({"a": masked, "b": [NAN, 1], "c": [NAN, None], "d": [None], "e": [1]}) == {
+        "/a": "-Infinity",
+        "/b": "NaN",
+        "/c": {"NaN": [[0, 1]]},
+    }
+
+
+def test_many_runs_are_the_same_as_few():
+    """Runs in thousands, over the ends of rows too, are those that counting them one by one gives, on one line."""
+    array = np.random.default_rng(0).choice([0.0, NAN, INF, -INF], size=(50, 60))
+    array[10:15] = NAN
+    expected = {}
+    for index, number in enumerate(array.ravel().tolist()):
+        if not math.isfinite(number):
+            runs = expected.setdefault(str(number).replace("nan", "NaN").replace("inf", "Infinity"), [])
+            if runs and sum(runs[-1]) == index:
+                runs[-1][1] += 1
+            else:
+                runs.append([index, 1])
+    entries = non_finite({"a": array})
+    text = encode(entries)
+    assert len(text.splitlines()) == 1 + 1 + len(expected) + 1 + 1
+    assert strict_loads(text) == {"/a": expected}
+    read = strict_loads(encode({"a": array}))
+    restore_non_finite(read, strict_loads(text))
+    assert_same(np.array(read["a"]), array)
 
 
 def test_pointers_are_read_as_rfc_6901_says():
@@ -337,6 +368,13 @@ def test_restoring_gives_an_arrays_non_finite_values_back(array):
         ("/list/1", 5),
         ("/rows", 5),
         ("/rows", ["NaN"]),
+        ("/rows", "nan"),
+        ("/ragged", "NaN"),
+        ("/empty", "NaN"),
+        ("/numbers", "NaN"),  # no null stands in it
+        ("/text", "NaN"),
+        ("/~", "NaN"),  # '~' is '~0' in a pointer
+        ("/~2", "NaN"),
         ("/rows", {"nan": [[0, 1]]}),
         ("/rows", {"NaN": 1}),
         ("/rows", {"NaN": [[0]]}),
@@ -356,7 +394,7 @@ def test_restoring_gives_an_arrays_non_finite_values_back(array):
 def test_an_entry_that_fits_no_null_is_refused(pointer, entry):
     """An entry that points nowhere, or at something else than a null, is named with its place."""
     plain = {"a": 1.0, "list": [1, None], "rows": [[None, 1], [1, None]], "ragged": [[None], [1, 2]], "empty": []}
-    plain |= {"text": "abc", "nothing": None}
+    plain |= {"text": "abc", "nothing": None, "numbers": [1, 2], "~": None, "~2": None}
     with pytest.raises(MetricsFileError) as caught:
         restore_non_finite(plain, {pointer: entry})
     assert str(caught.value) == (f"/extensions/non_finite says {entry!r} stands at {pointer!r}, where no such null is")

@@ -34,6 +34,7 @@ from trackmetrics.record import EpochRecord, FinalInference, FinalResults, Metad
 NAME = "t_training_metrics.json"
 MEND = "give a task of letters, digits, spaces, '_', '-' and '.', such as 'letter_counting'"
 METADATA = Metadata("t", "2026-01-30T22:08:22Z")
+MASKED = '"-Infinity"}'  # in A_FILE: what the null in its log_probs stands for
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="file modes and signals as POSIX has them")
 
@@ -416,10 +417,17 @@ def test_a_reader_never_sees_half_a_file(monkeypatch):
     """At every moment of a write the path holds the old file, whole; then the new one, whole."""
     with MetricsFile("output", "t") as file:
         file.write(a_record(epochs=()))
-        seen = []
+        seen, looking = [], []
+
+        def look():
+            if not looking:  # a reader opens a file, too
+                looking.append(True)
+                seen.append(load_run(file.path).epochs)
+                looking.clear()
+
         with monkeypatch.context() as patch:
             for name in ("open", "fsync", "replace"):
-                patch.setattr(os, name, watched(getattr(os, name), lambda: seen.append(load_run(file.path).epochs)))
+                patch.setattr(os, name, watched(getattr(os, name), look))
             file.write(a_record())
         assert len(load_run(file.path).epochs) == 2
     assert [len(epochs) for epochs in seen] == [0, 0, 0, 2, 2]  # before each step; the last two are the folder's
@@ -466,6 +474,7 @@ def test_a_record_that_has_no_text_leaves_the_old_file():
 
 def test_the_file_is_synced_before_it_is_put_in_place(monkeypatch):
     """The bytes reach the disk before the name does, and the folder is synced after."""
+    Path("output").mkdir()
     calls = []
     for name in ("fsync", "replace"):
         monkeypatch.setattr(os, name, watched(getattr(os, name), lambda name=name: calls.append(name)))
@@ -746,7 +755,7 @@ def test_a_path_that_cannot_be_read_is_named():
             "/extensions/non_finite says 'Infinity' stands at '/epochs/9/gradient_norm', where no such null is",
         ),
         (
-            A_FILE.replace("[[1, 1]]", "[[1, 1000000000000000000]]").encode(),
+            A_FILE.replace(MASKED, '{"-Infinity": [[1, 1000000000000000000]]}}').encode(),
             "/extensions/non_finite says {'-Infinity': [[1, 1000000000000000000]]} stands at "
             "'/final_inference/log_probs', where no such null is",
         ),
@@ -811,7 +820,7 @@ def test_any_damage_to_the_text_is_read_or_named(start, put, taken):
 def test_a_small_file_that_claims_much_is_refused_quickly():
     """Many forged runs in a small file cost neither memory nor time."""
     runs = ", ".join(["[0, 0]"] * 20_000 + ["[0, 1000000000000]"])
-    Path("some.json").write_text(A_FILE.replace("[1, 1]", runs))
+    Path("some.json").write_text(A_FILE.replace(MASKED, f'{{"-Infinity": [{runs}]}}}}'))
     began = time.process_time()
     assert "where no such null is" in fault_of("some.json")
     assert time.process_time() - began < 2

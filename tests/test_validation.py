@@ -185,6 +185,31 @@ def test_log_probs_with_an_unknown_number_are_not_judged():
     assert lines_of(edited(VALID, {"/final_inference/log_probs/0/0": None, "/extensions": REMOVED})) == []
 
 
+def test_a_name_alone_stands_for_each_null_of_an_array():
+    """Of a mask's infinities it says all; it wants a null in the list, and a distribution in the row."""
+    entry = "/extensions/non_finite/~1final_inference~1"
+    assert lines_of(edited(VALID, {f"{entry}log_probs": "-Infinity"})) == []
+    assert lines_of(edited(VALID, {f"{entry}log_probs": "NaN"})) == []
+    assert lines_of(edited(VALID, {f"{entry}log_probs": "Infinity"})) == [
+        "/final_inference/log_probs/1: [0.0, inf]: expected log-probabilities: the exponentials sum to inf, not to 1"
+    ]
+    assert lines_of(edited(VALID, {f"{entry}attention_weights": "NaN"})) == [
+        f"{entry}attention_weights: 'NaN': expected null at '/final_inference/attention_weights'"
+    ]
+    assert lines_of(edited(VALID, {"/epochs/0/x": [1, None], "/extensions/non_finite/~1epochs~10~1x": "NaN"})) == []
+
+
+def test_nesting_has_the_limit_that_loading_has():
+    """What nests too deep to be loaded is a fault."""
+    deep = 1
+    for _ in range(98):
+        deep = [deep]
+    place = "/metadata/hyperparameters/model/class"
+    (line,) = lines_of(edited(VALID, {place: deep}))
+    assert line.endswith("expected 100 levels of nesting at most")
+    assert lines_of(edited(VALID, {place: deep[0]})) == []
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_log_probs_of_many_classes_are_a_distribution(dtype):
     """The tolerance is that of the width: 100,000 alike classes are off by a percent and more in a half type."""

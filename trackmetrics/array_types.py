@@ -34,6 +34,27 @@ def arrays_in(value: Any, pointer: str = "") -> Iterator[tuple[str, npt.NDArray[
         yield from arrays_in(item, where)
 
 
+def array_of(nested: Any, dtype: Any) -> npt.NDArray[Any]:
+    """Make an array of nested lists of numbers; null becomes NaN.
+
+    Raises `TypeError` or `ValueError` where anything else stands in them, rows differ, or a number is too large.
+    """
+    if not isinstance(nested, list):
+        raise TypeError(nested)
+    array: npt.NDArray[Any] = np.asarray(nested, dtype=np.float64)
+    rows = [nested]
+    for _ in array.shape[1:]:
+        rows = [row for outer in rows for row in outer]
+    kinds = {kind for row in rows for kind in set(map(type, row))}
+    if not kinds <= {int, float, type(None)}:  # NumPy would take texts and booleans for numbers
+        raise TypeError(kinds)
+    with np.errstate(over="ignore"):
+        narrowed = array.astype(dtype, copy=False)
+    if narrowed is not array and not np.array_equal(np.isinf(narrowed), np.isinf(array)):
+        raise ValueError("a number is too large")
+    return narrowed
+
+
 def restore_arrays(plain: Any, types: dict[str, Any]) -> None:
     """Make arrays of the lists that `types` names by pointer, in place.
 
@@ -42,7 +63,7 @@ def restore_arrays(plain: Any, types: dict[str, Any]) -> None:
     for pointer, kind in types.items():
         try:
             holder, key = place(plain, pointer)
-            holder[key] = np.array(holder[key], dtype=_TYPES[kind])
+            holder[key] = array_of(holder[key], _TYPES[kind])
         except (KeyError, IndexError, TypeError, ValueError):
             raise MetricsFileError(
                 f"/extensions/dtypes says that {shown(pointer)} is an array of {shown(kind)}; no such array is there"

@@ -443,8 +443,8 @@ def _array(value: Any, name: str, dimensions: int) -> Any:
     if isinstance(value, (list, tuple)) and value and all(isinstance(item, torch.Tensor) for item in value):
         value = torch.stack([item.detach() for item in value])
     if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        value = (value.float() if value.dtype is torch.bfloat16 else value).numpy()  # NumPy has no bfloat16
+        narrow = value.is_floating_point() and value.element_size() < 4  # NumPy has no bfloat16, nor 8 bits
+        value = (value.float() if narrow else value).numpy(force=True)
     array = np.asarray(value)
     if array.size == 0:
         return np.zeros((0,) * dimensions, np.float32)

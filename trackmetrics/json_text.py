@@ -20,7 +20,7 @@ import orjson
 from .errors import MetricsFileError
 from .json_pointer import members
 from .non_finite import non_finite
-from .plain import Growing
+from .plain import MAX_DIGITS, Growing
 
 _LINE_WIDTH = 100
 _LONG_INTEGER = re.compile(rb"[0-9]{19}")  # may be past 64 bits, where orjson reads a float
@@ -104,9 +104,15 @@ def decode(text: bytes) -> Any:
     """Parse strict JSON. Raises `MetricsFileError` with the place and the reason."""
     try:
         plain = orjson.loads(text)
-        return json.loads(text) if _LONG_INTEGER.search(text) else plain
+        return json.loads(text, parse_int=_integer) if _LONG_INTEGER.search(text) else plain
     except (ValueError, RecursionError) as error:  # ValueError: an integer too long for Python, too
         raise MetricsFileError(f"not valid JSON: {error}") from None
+
+
+def _integer(digits: str) -> int:
+    if len(digits.lstrip("-")) > MAX_DIGITS:
+        raise ValueError(f"an integer of more than {MAX_DIGITS} digits")
+    return int(digits)
 
 
 def text_length(array: npt.NDArray[Any]) -> int:
@@ -116,10 +122,10 @@ def text_length(array: npt.NDArray[Any]) -> int:
 
 
 def _pieces(value: Any, depth: int) -> Iterator[bytes]:
-    if isinstance(value, np.ndarray) and value.ndim > 1:
+    if isinstance(value, np.ndarray) and value.ndim > 1 and value.dtype.kind == "f":
         yield from _bracketed((_pieces(item, depth + 1) for item in value), b"[]", depth)
         return
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray):  # a row, or the runs of what is not finite
         yield _row(value)
         return
     if not _holds_long_things(value):

@@ -23,10 +23,11 @@ from .names import check_name
 from .non_finite import restore_non_finite
 from .path_lock import PathLock
 from .record import FORMAT_VERSION, RunRecord, record_from_plain, record_to_plain
-from .whole_file import make_folder, put_aside, replace_whole, try_writing
+from .whole_file import make_folder, open_whole, put_aside, replace_whole, try_writing
 
 DESCRIBING_KEYS = ("format_version", "dtypes", "non_finite", "sidecars")  # of the extensions: they are about the text
 MAX_INLINE_MB = 256
+DEEPEST = 100  # levels of nesting in a file; a value that a user hands in has 64 at most
 _SUFFIX = "_training_metrics.json"
 _MEGABYTE = 1_000_000
 
@@ -203,7 +204,8 @@ def read_plain(path: str | os.PathLike[str]) -> tuple[Any, Path]:
     Raises `MetricsFileError` for what can't be read or is no JSON.
     """
     try:
-        text, folder = Path(path).read_bytes(), Path(path).resolve().parent
+        with open_whole(Path(path)) as file:
+            text, folder = file.read(), Path(path).resolve().parent
     except (OSError, ValueError) as error:  # ValueError: a null character
         raise MetricsFileError(f"{os.fspath(path)} can't be read: {reason(error)}") from None
     try:
@@ -220,14 +222,28 @@ def _restored(plain: Any, folder: Path) -> RunRecord:
         if isinstance(extensions.get("dtypes"), dict):
             own = {where: kind for where, kind in extensions["dtypes"].items() if where.startswith("/extensions/")}
             restore_arrays(plain, own)
-    return record_from_plain(plain)
+    record = record_from_plain(plain)
+    if nests_too_deep(plain):
+        raise MetricsFileError(f"nested deeper than {DEEPEST} levels")
+    return record
+
+
+def nests_too_deep(plain: dict[str, Any]) -> bool:
+    """Whether a file nests deeper than `DEEPEST` levels; the final inference's arrays have their dimensions."""
+    level = [item for key, item in plain.items() if key != "final_inference" and isinstance(item, (dict, list))]
+    for _ in range(DEEPEST):
+        values = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [inner for items in values for inner in items if isinstance(inner, (dict, list))]
+        if not level:
+            return False
+    return True
 
 
 def _restore_beside(plain: Any, entries: Any, folder: Path) -> None:
     """Put the arrays that stand in files of their own in the places of their nulls."""
     if not isinstance(entries, dict):
         raise MetricsFileError(f"/extensions/sidecars is {shown(entries)}; expected an object")
-    read: dict[str, npt.NDArray[Any]] = {}  # a file that many entries name is gone through once
+    read: dict[Any, npt.NDArray[Any]] = {}  # a file that many entries name is gone through once
     for pointer, entry in entries.items():
         try:
             holder, key = place(plain, pointer)
@@ -237,9 +253,11 @@ def _restore_beside(plain: Any, entries: Any, folder: Path) -> None:
             raise MetricsFileError(
                 f"/extensions/sidecars names {shown(entry)} for {shown(pointer)}, where no null is"
             ) from None
-        said = repr(entry)
+        said = sidecars.described(entry)
         try:
-            if said not in read:
+            if not pointer.startswith(("/final_inference/", "/extensions/")):
+                raise MetricsFileError("expected a place of final_inference or extensions")
+            if said is None or said not in read:
                 read[said] = sidecars.read(folder, entry)
         except MetricsFileError as error:
             raise MetricsFileError(f"/extensions/sidecars names {shown(entry)} for {shown(pointer)}: {error}") from None

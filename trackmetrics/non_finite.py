@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,73 +12,80 @@ from .errors import MetricsFileError, shown
 from .json_pointer import members, place
 
 _NAMES = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_FEW_RUNS = 64  # more stay an array, which is written at once
+_MAX_NESTING = 64  # of an array, as in NumPy
 
 
 def non_finite(value: Any, pointer: str = "") -> dict[str, Any]:
     """Say at which JSON pointer stands which number that JSON has no word for.
 
-    A number's entry is its name; an array's, and that of a list that holds no other list or object, is
-    `{name: [[start, length], ...]}`, runs over its flat order.
+    A number's entry is its name. An array, or a list that holds no other list or object, has one entry: the name alone
+    where each of its nulls stands for that number, as after a mask; else `{name: [[start, length], ...]}`, runs over
+    its flat order.
 
     >>> import numpy as np
-    >>> non_finite({"loss": float("nan"), "row": np.array([0.0, -np.inf, -np.inf])})
-    {'/loss': 'NaN', '/row': {'-Infinity': [[1, 2]]}}
+    >>> non_finite({"loss": float("nan"), "masked": np.array([0.0, -np.inf]), "row": np.array([np.nan, np.inf])})
+    {'/loss': 'NaN', '/masked': '-Infinity', '/row': {'NaN': [[0, 1]], 'Infinity': [[1, 1]]}}
     """
     if isinstance(value, np.ndarray):
-        return _entry(pointer, _runs_of_array(value))
+        return _entry_of_array(pointer, value)
     if isinstance(value, float):
         return {} if math.isfinite(value) else {pointer: _name(value)}
     if isinstance(value, list) and not any(isinstance(item, (dict, list, np.ndarray)) for item in value):
-        return _entry(pointer, _runs_of_list(value))
+        return _entry_of_list(pointer, value)
     entries: dict[str, Any] = {}
     for where, item in members(value, pointer):
         entries |= non_finite(item, where)
     return entries
 
 
-def _entry(pointer: str, runs: dict[str, list[list[int]]]) -> dict[str, Any]:
-    found = {name: runs[name] for name in _NAMES if runs.get(name)}
-    return {pointer: found} if found else {}
-
-
 def _name(number: float) -> str:
     return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
 
 
-def _runs_of_list(items: list[Any]) -> dict[str, list[list[int]]]:
+def _entry_of_list(pointer: str, items: list[Any]) -> dict[str, Any]:
     runs: dict[str, list[list[int]]] = {}
     for index, item in enumerate(items):
         if isinstance(item, float) and not math.isfinite(item):
-            _extend(runs.setdefault(_name(item), []), index, 1)
-    return runs
+            of_name = runs.setdefault(_name(item), [])
+            if of_name and sum(of_name[-1]) == index:
+                of_name[-1][1] += 1
+            else:
+                of_name.append([index, 1])
+    if len(runs) == 1 and None not in items:
+        return {pointer: next(iter(runs))}
+    return {pointer: {name: runs[name] for name in _NAMES if name in runs}} if runs else {}
 
 
-def _runs_of_array(array: npt.NDArray[Any]) -> dict[str, list[list[int]]]:
+def _entry_of_array(pointer: str, array: npt.NDArray[Any]) -> dict[str, Any]:
     """Row by row of the first dimension: the flags of a large array would take a good part of its memory."""
-    runs: dict[str, list[list[int]]] = {}
-    offset = 0
-    for part in array if array.ndim > 1 else [array]:
-        if not np.isfinite(part).all():
-            flags = {"NaN": np.isnan(part), "Infinity": np.isposinf(part), "-Infinity": np.isneginf(part)}
-            for name, flagged in flags.items():
-                for start, length in _runs(flagged):
-                    _extend(runs.setdefault(name, []), offset + start, length)
-        offset += part.size
-    return runs
+    rows = [row.ravel() for row in array] if array.ndim > 1 else [array.ravel()]
+    tainted = [(index, row) for index, row in enumerate(rows) if not np.isfinite(row).all()]
+    found = [name for name in _NAMES if any(_flags(row, name).any() for _, row in tainted)]
+    if not found:
+        return {}
+    if len(found) == 1:
+        return {pointer: found[0]}
+    entry: dict[str, Any] = {}
+    for name in found:
+        runs = np.concatenate([_runs(_flags(row, name), index * row.size) for index, row in tainted])
+        continued = runs[1:, 0] == runs[:-1].sum(axis=1)  # over the end of a row
+        starts = runs[np.concatenate(([True], ~continued)), 0]
+        ends = runs[np.concatenate((~continued, [True]))].sum(axis=1)
+        joined = np.stack((starts, ends - starts), axis=1)
+        entry[name] = joined.tolist() if len(joined) <= _FEW_RUNS else joined
+    return {pointer: entry}
 
 
-def _extend(runs: list[list[int]], start: int, length: int) -> None:
-    """Add a run, or lengthen the last one if it ends where this one starts."""
-    if runs and sum(runs[-1]) == start:
-        runs[-1][1] += length
-    else:
-        runs.append([start, length])
+def _flags(row: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
+    flags: npt.NDArray[Any] = np.isnan(row) if name == "NaN" else row == _NAMES[name]
+    return flags
 
 
-def _runs(flags: npt.NDArray[Any]) -> Iterator[tuple[int, int]]:
-    """Runs of true values over the flat order, each its start and length."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], flags.ravel(), [False])).astype(np.int8)))
-    yield from ((int(start), int(stop - start)) for start, stop in edges.reshape(-1, 2))
+def _runs(flags: npt.NDArray[Any], offset: int) -> npt.NDArray[np.int64]:
+    """Runs of true values, each its start and length, as rows."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], flags, [False])).astype(np.int8))).reshape(-1, 2)
+    return np.stack((edges[:, 0] + offset, edges[:, 1] - edges[:, 0]), axis=1)
 
 
 def restore_non_finite(plain: Any, entries: Any) -> None:
@@ -101,9 +107,13 @@ def restore_non_finite(plain: Any, entries: Any) -> None:
 def _restore(plain: Any, pointer: str, entry: Any) -> None:
     holder, last = place(plain, pointer)
     if isinstance(entry, str):
-        if holder[last] is not None:
+        number = _NAMES[entry]
+        if isinstance(holder[last], list):
+            _fill_all(_innermost_rows(holder[last]), number)
+        elif holder[last] is None:
+            holder[last] = number
+        else:
             raise ValueError(pointer)
-        holder[last] = _NAMES[entry]
         return
     if not isinstance(entry, dict):
         raise TypeError(entry)
@@ -111,6 +121,15 @@ def _restore(plain: Any, pointer: str, entry: Any) -> None:
     for name, runs in entry.items():
         for start, length in runs:
             _fill(rows, start, length, _NAMES[name])
+
+
+def _fill_all(rows: list[list[Any]], number: float) -> None:
+    """Put a number in the place of each null; there must be one."""
+    holding = [row for row in rows if None in row]
+    if not holding:
+        raise ValueError(number)
+    for row in holding:
+        row[:] = [number if item is None else item for item in row]
 
 
 def _fill(rows: list[list[Any]], start: int, length: int, number: float) -> None:
@@ -132,7 +151,9 @@ def _fill(rows: list[list[Any]], start: int, length: int, number: float) -> None
 def _innermost_rows(array: Any) -> list[list[Any]]:
     """The rows of a nested list, in order; all as long as the first."""
     rows = [array]
-    while isinstance(rows[0][0], list):
+    for _ in range(_MAX_NESTING):
+        if not isinstance(rows[0][0], list):
+            break
         rows = [row for outer in rows for row in outer]
     if any(not isinstance(row, list) or len(row) != len(rows[0]) for row in rows):
         raise ValueError("rows of different lengths")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import enum
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def _plain(value: Any, depth: int) -> Plain:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, enum.Enum):
-        return value.name
+        return _plain(value.name if value.name is not None else _flag_name(value), depth + 1)
     if isinstance(value, int):
         if abs(value) >= _TOO_LARGE:
             raise NotPlainError(f"an integer of more than {MAX_DIGITS} digits")
@@ -88,8 +89,15 @@ def _plain(value: Any, depth: int) -> Plain:
     if isinstance(value, os.PathLike):
         return _plain(os.fspath(value), depth + 1)
     if isinstance(value, (datetime.date, datetime.time)):
-        return value.isoformat()
+        return _plain(value.isoformat(), depth + 1)
     return _plain_foreign(value, depth)
+
+
+def _flag_name(flag: Any) -> str:
+    """The names of a flag's bits; '0' for none, and the rest as a number where a bit has no name."""
+    named = [bit for bit in type(flag) if bit.value > 0 and bit.value & (bit.value - 1) == 0 and bit.value & flag.value]
+    rest = flag.value - sum(bit.value for bit in named)
+    return "|".join([bit.name for bit in named] + [str(rest)] * (rest != 0 or not named))
 
 
 def _plain_mapping(value: Mapping[Any, Any], depth: int) -> dict[str, Plain]:
@@ -116,8 +124,30 @@ def _plain_foreign(value: Any, depth: int) -> Plain:
     library = type(value).__module__.partition(".")[0]
     if library == "torch" and type(value).__name__ in {"dtype", "device"}:
         return str(value)
-    if (library in {"numpy", "torch"} or hasattr(value, "__torch_function__")) and hasattr(value, "tolist"):
+    if library == "numpy" and hasattr(value, "tolist"):
+        return _plain_numpy(value, depth)
+    if (library == "torch" or hasattr(value, "__torch_function__")) and hasattr(value, "tolist"):
         return _plain(value.tolist(), depth + 1)
+    raise NotPlainError(f"a value of type {_type_name(value)}")
+
+
+def _plain_numpy(value: Any, depth: int) -> Plain:
+    """An array or scalar; of those types that `tolist` gives back as they are, or as their bare bits, too."""
+    if value.dtype.names is None and value.dtype.char not in "MmgG":
+        return _plain(value.tolist(), depth + 1)
+    if value.shape:
+        return [_plain(item, depth + 1) for item in value]
+    value = value[()]
+    if value.dtype.names is not None:
+        return [_plain(value[name], depth + 1) for name in value.dtype.names]
+    if value.dtype.char == "M":
+        text = str(value)
+        return None if text == "NaT" else text
+    if value.dtype.char == "g":
+        nearest = float(value)
+        if not math.isinf(nearest) or nearest == value:
+            return nearest
+        raise NotPlainError("a number larger than any double")
     raise NotPlainError(f"a value of type {_type_name(value)}")
 
 

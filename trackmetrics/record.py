@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .array_types import single_or_double
+from .array_types import array_of, single_or_double
 from .errors import MetricsFileError, shown
 from .plain import Growing, to_plain
 
@@ -309,29 +309,20 @@ class _Reader:
 
     def array(self, key: str, dimensions: int, dtypes: Any) -> npt.NDArray[Any]:
         value = self.value(key)
+        empty = np.zeros((0,) * dimensions, dtype=np.float32)  # written as [], whatever its shape
         if isinstance(value, list) and not value:
-            return np.zeros((0,) * dimensions, dtype=np.float32)
+            return empty
         if isinstance(value, np.ndarray) and value.ndim == dimensions:  # from beside the file
             return value
         narrow = isinstance(dtypes, dict) and dtypes.get(f"{self.pointer}/{key}") == "float32"
         expected = f"an array of {'float32 ' if narrow else ''}numbers with {dimensions} dimensions and equal rows"
         try:
-            array: npt.NDArray[Any] = np.asarray(value, dtype=np.float64)
-            with np.errstate(over="raise"):
-                array = array.astype(np.float32) if narrow else array
-        except (TypeError, ValueError, FloatingPointError):
+            array = array_of(value, np.float32 if narrow else np.float64)
+        except (TypeError, ValueError):
             raise self.fault(key, expected, value) from None
-        if array.ndim != dimensions or not _kinds(value, dimensions) <= {int, float, type(None)}:
+        if array.ndim != dimensions:
             raise self.fault(key, expected, value)
-        return array
-
-
-def _kinds(nested: list[Any], dimensions: int) -> set[type]:
-    """The types of a regular array's items: NumPy would take texts and booleans for numbers."""
-    rows = nested
-    for _ in range(dimensions - 2):
-        rows = [row for outer in rows for row in outer]
-    return {kind for row in rows for kind in set(map(type, row))}
+        return array if array.size else empty
 
 
 def _fault(pointer: str, expected: str, found: Any) -> MetricsFileError:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from .errors import shown
 from .json_pointer import escaped
+from .metrics_file import DEEPEST, nests_too_deep
 from .places import DTYPES, NON_FINITE, SIDECARS, Array, File, is_length
 
 _LOG_PROBS, _WEIGHTS = "/final_inference/log_probs", "/final_inference/attention_weights"
@@ -45,6 +46,11 @@ def broken_rules(file: File) -> Iterator[Fault]:
     """Each fault of a file, but for the places of which one is known."""
     for rule in _RULES:
         yield from (fault for fault in rule(file) if fault.pointer not in file.malformed)
+
+
+def _nesting_is_limited(file: File) -> Iterator[Fault]:
+    if isinstance(file.plain, dict) and nests_too_deep(file.plain):
+        yield Fault("", shown(file.plain), f"expected {DEEPEST} levels of nesting at most")
 
 
 # Time
@@ -183,6 +189,8 @@ def _log_probs_are_distributions(file: File) -> Iterator[Fault]:
 
 def _with_infinities(file: File, pointer: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     entry = file.mapping(NON_FINITE).get(pointer)
+    if isinstance(entry, str):
+        return np.where(np.isnan(values), {"Infinity": np.inf, "-Infinity": -np.inf}.get(entry, np.nan), values)
     if not isinstance(entry, dict) or _times_named(entry, values.size) is None:
         return values
     values = values.copy()
@@ -265,7 +273,7 @@ def _dtypes_are_of_arrays(file: File) -> Iterator[Fault]:
 
 def _non_finite_are_null(file: File) -> Iterator[Fault]:
     for place, pointer, entry in _entries(file, NON_FINITE):
-        if isinstance(entry, str) and not file.is_null(pointer):
+        if isinstance(entry, str) and not file.is_null(pointer) and not _any_null(file, pointer):
             yield Fault(place, shown(entry), f"expected null at {shown(pointer)}")
         elif isinstance(entry, dict) and not _are_nulls(_nulls(file, pointer), entry):
             yield Fault(place, shown(entry), f"expected a list at {shown(pointer)} with these nulls, each named once")
@@ -290,6 +298,11 @@ def _nulls(file: File, pointer: str) -> npt.NDArray[np.bool_] | None:
     return None if array is None else np.isnan(array).ravel()
 
 
+def _any_null(file: File, pointer: str) -> bool:
+    nulls = _nulls(file, pointer)
+    return nulls is not None and bool(nulls.any())
+
+
 def _are_nulls(nulls: npt.NDArray[np.bool_] | None, entry: Mapping[str, Any]) -> bool:
     times = None if nulls is None else _times_named(entry, nulls.size)
     return nulls is not None and times is not None and bool((times <= nulls).all())
@@ -299,7 +312,7 @@ def _nulls_are_named(file: File) -> Iterator[Fault]:
     """Where there are extensions, they say of each null in an array what it was."""
     for pointer, _ in _array_places(file):
         array, entry = file.array(pointer), file.mapping(NON_FINITE).get(pointer)
-        if array is None or file.width(pointer) is None or file.is_malformed(pointer):
+        if array is None or file.width(pointer) is None or file.is_malformed(pointer) or isinstance(entry, str):
             continue
         times = _times_named(entry if isinstance(entry, dict) else {}, array.size)
         unnamed = 0 if times is None else int((np.isnan(array).ravel() & (times == 0)).sum())
@@ -324,6 +337,7 @@ def _is_run(run: Any, size: int) -> TypeGuard[tuple[int, int]]:
 
 
 _RULES: Sequence[Callable[[File], Iterator[Fault]]] = (
+    _nesting_is_limited,
     _dates_are_real,
     _epochs_are_numbered,
     _time_never_falls,

@@ -8,7 +8,6 @@ import io
 import math
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,14 +17,13 @@ import numpy.typing as npt
 
 from .errors import MetricsFileError, reason
 from .json_text import decode, text_length
-from .whole_file import replace_whole
+from .whole_file import open_whole, replace_whole
 
 _TYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float64": np.dtype("<f8")}
 _LONGEST_NUMBER = 26  # bytes of a number's text and its comma, at most
 _LABEL_LENGTH = 19  # with the longest part, below the 255 bytes of filesystems
 _DIGEST_LENGTH = 8
 _LARGEST_HEADER = 10_000
-_FAULTS = (KeyError, TypeError, ValueError, OverflowError, SyntaxError, RecursionError, MemoryError, EOFError)
 
 
 def too_large(arrays: Mapping[str, npt.NDArray[Any]], limit: float) -> list[str]:
@@ -69,45 +67,43 @@ def read(folder: Path, entry: Any) -> npt.NDArray[Any]:
 
     Raises `MetricsFileError` where the entry can't be right, or the file isn't the one that it describes.
     """
-    try:
-        name, kind, shape, digest = (entry[key] for key in ("file", "dtype", "shape", "sha256"))
-        sizes = [size for size in shape if type(size) is int and size >= 0]
-        if not isinstance(name, str) or kind not in _TYPES or len(sizes) < len(shape):
-            raise ValueError(name)
-    except _FAULTS:
-        raise MetricsFileError("expected an object of file, dtype, shape and sha256") from None
+    said = described(entry)
+    if said is None:
+        raise MetricsFileError("expected an object of file, dtype, shape and sha256")
+    name, kind, shape, digest = said
     if not name.endswith(".npy") or name != os.path.basename(name) or "\\" in name or not name.isprintable():
         raise MetricsFileError("expected the name of a .npy file in the metrics file's own folder")
     try:
-        with _opened(folder / name) as file:
-            array = _read(file, _TYPES[kind], tuple(shape), digest)
+        with open_whole(folder / name, follow_links=False) as file:
+            array = _read(file, _TYPES[kind], shape, digest)
     except OSError as error:
         raise MetricsFileError(f"that file can't be read: {reason(error)}") from None
-    except _FAULTS as error:
+    except (ValueError, MemoryError) as error:
         raise MetricsFileError(f"that file isn't this array: {error}") from None
     return array.astype(kind, copy=False)
 
 
-def _opened(path: Path) -> BinaryIO:
-    """Open a file that stands there itself: a link may lead out of the folder, a pipe may never end."""
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, flags)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError("it is no regular file")
-        return os.fdopen(descriptor, "rb")
-    except BaseException:
-        os.close(descriptor)
-        raise
+def described(entry: Any) -> tuple[str, str, tuple[int, ...], str] | None:
+    """Give an entry's file, type, shape and digest, or None where it can't be an entry."""
+    if not isinstance(entry, dict):
+        return None
+    name, kind, shape, digest = (entry.get(key) for key in ("file", "dtype", "shape", "sha256"))
+    if not (isinstance(name, str) and isinstance(kind, str) and isinstance(digest, str) and isinstance(shape, list)):
+        return None
+    sizes = all(type(size) is int and size > 0 for size in shape)
+    return (name, kind, tuple(shape), digest) if kind in _TYPES and shape and sizes else None
 
 
 def _read(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...], digest: Any) -> npt.NDArray[Any]:
     """Read an array whose header, size and content are compared with what they should be, before memory is taken."""
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("its format isn't version 1.0 of .npy")
-    found = np.lib.format.read_array_header_1_0(file, max_header_size=_LARGEST_HEADER)
+    try:
+        found = np.lib.format.read_array_header_1_0(file, max_header_size=_LARGEST_HEADER)
+    except Exception as error:  # a parser's own, tokenize's among them
+        raise ValueError(f"its header can't be read: {reason(error)}") from None
     if found != (shape, False, dtype):
-        raise ValueError(f"it holds shape {found[0]} of {found[2]}")
+        raise ValueError(f"it holds shape {found[0]} of {found[2]}{', column by column' if found[1] else ''}")
     start = file.tell()
     size = os.fstat(file.fileno()).st_size
     if size != start + math.prod(shape) * dtype.itemsize:
@@ -141,6 +137,8 @@ def remove_unnamed(path: Path, named: Iterable[str]) -> None:
 
 def _named_by(path: Path) -> list[Any]:
     try:
-        return [entry["file"] for entry in decode(path.read_bytes())["extensions"].get("sidecars", {}).values()]
+        with open_whole(path, follow_links=False) as file:
+            entries = decode(file.read())["extensions"].get("sidecars", {}).values()
+        return [entry["file"] for entry in entries if isinstance(entry["file"], str)]
     except (KeyError, TypeError, AttributeError) as error:
         raise MetricsFileError(f"{path} names its sidecars in no known way") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import sys
 import time
 from collections.abc import Iterable
@@ -46,6 +47,20 @@ def make_folder(folder: Path) -> None:
         sync_folder(path.parent)
 
 
+def open_whole(path: Path, *, follow_links: bool = True) -> BinaryIO:
+    """Open a file for reading. Raises `OSError` for what isn't one: a folder, or a pipe, which may never end."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags | (0 if follow_links else getattr(os, "O_NOFOLLOW", 0)))
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            raise OSError("Is a directory" if stat.S_ISDIR(mode) else "it is no regular file")
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
 def try_writing(temporary: Path) -> None:
     """Find out whether a temporary file can be written where `replace_whole` will; what was left there goes."""
     _fresh(temporary).close()
@@ -63,9 +78,9 @@ def put_aside(path: Path, temporary: Path) -> None:
     written = datetime.fromtimestamp(path.stat().st_mtime, timezone.utc).strftime("%Y%m%dT%H%M%SZ")
     for number in count(1):
         aside = path.with_name(f"{path.stem}.{written}{f'-{number}' if number > 1 else ''}{path.suffix}")
-        if not aside.exists():
+        if not os.path.lexists(aside):
             break
-        if aside.samefile(path):
+        if os.path.samestat(aside.lstat(), path.lstat()):  # not of what a link leads to, which is replaced
             return
     try:
         os.link(path, aside)

@@ -67,7 +67,7 @@ A_FILE = """\
     "status": {"state": "completed"},
     "seconds": {"saving": 0.123456789},
     "dtypes": {"/final_inference/log_probs": "float32"},
-    "non_finite": {"/epochs/1/gradient_norm": "Infinity", "/final_inference/log_probs": {"-Infinity": [[1, 1]]}}
+    "non_finite": {"/epochs/1/gradient_norm": "Infinity", "/final_inference/log_probs": "-Infinity"}
   }
 }
 """

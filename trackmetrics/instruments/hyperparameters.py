@@ -6,6 +6,7 @@ Only plain values are kept; a model or data set among the arguments is left out 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import inspect
 import math
@@ -51,13 +52,10 @@ def spread(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     for name, value in arguments.items():
-        if is_data(name, value):
-            continue
-        bundle = None if is_secret(name, value) else _bundle(value)
-        if bundle is None:
-            values |= plain_values({name: value})
-        else:
-            values |= plain_values(bundle)
+        with contextlib.suppress(Exception):  # an object of the user's own that can't be read
+            if not is_data(name, value):
+                bundle = None if is_secret(name, value) else _bundle(value)
+                values |= plain_values({name: value} if bundle is None else bundle)
     return values
 
 
@@ -70,8 +68,8 @@ def _plain_values(values: Mapping[str, Any], depth: int) -> dict[str, Any]:
     kept = {}
     for name, value in values.items():
         try:
-            kept[str(name)] = WITHHELD if is_secret(str(name), value) else _plain(value, depth)
-        except NotPlainError:
+            kept[to_plain(str(name))] = WITHHELD if is_secret(str(name), value) else _plain(value, depth)
+        except Exception:  # it has no plain form, or a class of the user's own can't be read
             continue
     return kept
 

@@ -34,6 +34,7 @@ class SaidValues:
         for name in values:
             if name in RESERVED_EPOCH_KEYS:
                 raise ArgumentError(f"log({name}=...) collides with a key that the run itself fills in; choose another")
+        values = {to_plain(name): value for name, value in values.items()}  # without lone surrogates
         self.names.update(values)
         for name, value in values.items():
             self.faults.pop(name, None)
@@ -112,7 +113,10 @@ class SaidValues:
 def _kept(value: Any, depth: int = 0) -> Any:
     """Plain data, but for tensors: copies of these, which stay on their device."""
     if isinstance(value, torch.Tensor):
-        return value.detach().clone()
+        try:
+            return value.detach().clone()
+        except Exception:  # of a type that torch can't copy; nor can it be read, as `to_plain` says
+            return to_plain(value)
     if depth < MAX_DEPTH and type(value) in (list, tuple):
         return [_kept(item, depth + 1) for item in value]
     if depth < MAX_DEPTH and type(value) is dict:
