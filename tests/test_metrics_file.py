@@ -405,6 +405,15 @@ def test_an_earlier_file_stays_until_the_first_write():
     assert visible("output") == [NAME]
 
 
+def test_after_the_last_write_there_is_none():
+    """Another thread that goes on while the process ends doesn't take back what was said last."""
+    with MetricsFile("output", "t") as file:
+        file.write(a_record(epochs=()))
+        file.write(a_record(), last=True)
+        file.write(a_record(epochs=()))
+    assert file.path.read_text() == A_FILE
+
+
 def test_each_write_replaces_the_whole_file():
     """The file is rewritten, not appended to; a shorter one leaves no rest of a longer one."""
     with MetricsFile("output", "t") as file:
