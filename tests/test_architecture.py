@@ -14,8 +14,8 @@ import trackmetrics
 # From the ground up. A module may import from floors below its own; on one floor only what is listed.
 FLOORS = [
     ["errors"],
-    ["plain", "names", "json_pointer", "whole_file", "path_lock", "standard_error"],
-    ["array_types", "non_finite"],
+    ["plain", "names", "json_pointer", "whole_file", "standard_error"],
+    ["array_types", "non_finite", "path_lock"],
     ["record", "notices", "json_text"],
     ["sidecars", "progress", "environment", "norm_history", "termination"],
     ["metrics_file", "places"],

@@ -17,6 +17,7 @@ from trackmetrics.errors import ArgumentError, ResumeError
 from trackmetrics.metrics_file import encode_record
 from trackmetrics.record import Hyperparameters, Metadata, RunRecord
 from trackmetrics.resumption import Earlier
+from trackmetrics.whole_file import put_aside
 
 FILE = Path("output/t_training_metrics.json")
 QUIET = {"train": [], "dev": [], "progress": False}
@@ -332,8 +333,8 @@ def test_a_wrong_argument_is_refused_when_called():
 
 def test_each_hyperparameter_that_differs_is_noted():
     """By JSON pointer: what was there before and is there now; what only one has stands alone; NaN is equal to NaN."""
-    before = {"lr": 0.1, "a/b": {"x": 1, "gone": [1]}, "same": [1, 2], "nan": math.nan, "kind": {"a": 1}}
-    now = {"lr": 0.2, "a/b": {"x": 1, "new": None}, "same": [1, 2], "nan": math.nan, "kind": 5}
+    before = {"lr": 0.1, "a/b": {"x": 1, "gone": [1]}, "same": [1, 2], "nan": [math.nan], "kind": {"a": 1}}
+    now = {"lr": 0.2, "a/b": {"x": 1, "new": None}, "same": [1, 2], "nan": [math.nan], "kind": 5}
     metadata = Metadata("t", "2026-01-30T22:08:22Z", None, Hyperparameters({"width": 3}, before))
     described = Earlier(RunRecord(metadata)).resumption("now", Hyperparameters({"width": 4}, now))
     assert described["hyperparameters"] == {
@@ -362,6 +363,43 @@ def test_the_previous_file_is_put_aside():
     train(3, keep_previous=True)
     assert len(load_run(aside.with_name("t_training_metrics.20260501T120000Z-2.json")).epochs) == 2
     assert aside.read_bytes() == before
+
+
+def test_a_file_is_put_aside_once_however_often_the_next_one_fails(monkeypatch):
+    """On a disk that is full in the midst of it, and has no links, copies would fill it up further."""
+
+    def unlinked(*_args):
+        raise OSError(1, "Operation not permitted")
+
+    def full(source, target):
+        if Path(target).name == FILE.name:
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    train(1)
+    replace = os.replace
+    monkeypatch.setattr(os, "link", unlinked)
+    monkeypatch.setattr(os, "replace", full)
+    train(4, keep_previous=True)
+    assert len(os.listdir("output")) == 2
+
+
+def test_a_date_that_no_calendar_has_keeps_nothing_from_being_saved(monkeypatch):
+    """The file is put aside under today's then."""
+    train(1)
+    found = os.stat(FILE)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", lambda path, **_: os.stat_result([*found[:8], 2**45, *found[9:]]))
+        put_aside(FILE.absolute(), Path("temporary"))
+    assert len([name for name in os.listdir(FILE.parent) if name.startswith("t_training_metrics.2")]) == 1
+
+
+def test_without_extensions_a_resumed_file_has_none():
+    """Those of the earlier run aren't this one's."""
+    train(1)
+    train(1, resume=True, extensions=False)
+    assert "extensions" not in on_disk()
+    assert len(on_disk()["epochs"]) == 2
 
 
 def test_nothing_is_put_aside_before_the_first_save():

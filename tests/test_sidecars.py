@@ -15,7 +15,7 @@ from trackmetrics.json_text import text_length
 from trackmetrics.metrics_file import MetricsFile, encode_record, load_run
 from trackmetrics.options import Options
 from trackmetrics.record import EpochRecord, FinalInference, Metadata, RunRecord
-from trackmetrics.sidecars import remove_unnamed, too_large
+from trackmetrics.sidecars import too_large
 
 NAME = "t_training_metrics.json"
 FILE = Path("output") / NAME
@@ -147,20 +147,23 @@ def test_strangers_files_are_left_alone():
     assert set(strangers) <= set(os.listdir("output"))
 
 
-def test_nothing_is_taken_away_while_a_file_beside_cannot_be_read():
-    """A file that was put aside and is damaged may name any array."""
-    Path("output").mkdir()
-    Path("output", "t_training_metrics.20260501T120000Z.json").write_text("{")
-    orphan = Path("output", "t_training_metrics.weights.0123abcd.npy")
-    orphan.touch()
-    remove_unnamed(FILE, [])
-    assert orphan.exists()
-    Path("output", "t_training_metrics.20260501T120000Z.json").write_text("{}")
-    remove_unnamed(FILE, [])
-    assert orphan.exists()
-    Path("output", "t_training_metrics.20260501T120000Z.json").write_text('{"extensions": {}}')
-    remove_unnamed(FILE, [])
-    assert not orphan.exists()
+def test_what_any_json_file_of_the_folder_names_is_kept():
+    """A file that was copied, renamed or damaged may still be somebody's only way to its arrays."""
+    write(a_run(0), max_inline_mb=0)
+    kept = set(arrays_beside())
+    for copy in ("best.json", "t_training_metrics.json.bak.json"):
+        Path("output", copy).write_bytes(FILE.read_bytes()[:-2])
+    Path("output", "empty.json").touch()
+    Path("output", "folder.json").mkdir()
+    write(a_run(1), max_inline_mb=0)
+    assert len(arrays_beside()) == 6
+    os.remove(Path("output", "best.json"))
+    write(a_run(1), max_inline_mb=0)
+    assert kept < set(arrays_beside())
+    os.remove(Path("output", "t_training_metrics.json.bak.json"))
+    write(a_run(1), max_inline_mb=0)
+    assert len(arrays_beside()) == 3
+    assert not kept & set(arrays_beside())
 
 
 @pytest.mark.parametrize("limit", [-1, True, "256", None, float("nan")])

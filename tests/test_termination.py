@@ -13,6 +13,7 @@ from processes import ended, run, running, wait_for
 from strict_json import strict_loads
 
 from trackmetrics.termination import told_of_termination
+from trackmetrics.validation import validate
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 
@@ -199,6 +200,134 @@ def test_a_run_in_another_thread_alone_ends_as_without_us():
     with open(FILE, "rb") as file:
         status = strict_loads(file.read())["extensions"]["status"]
     assert status["process"] == process.pid
+
+
+def test_control_c_in_the_final_save_is_an_interruption():
+    """Once, and once more while that is saved: whole epochs, `interrupted`, no results, and the file is valid."""
+    for times in (1, 2):
+        found, errors = run(f"""
+left, fsync = {times}, os.fsync
+def interrupted(descriptor):
+    global left
+    if done and left:
+        left -= 1
+        raise KeyboardInterrupt
+    return fsync(descriptor)
+os.fsync, done = interrupted, False
+with Tracker("t", progress=False, train=[], dev=[]) as it:
+    with it.epoch():
+        pass
+    done = True
+""")
+        assert found == -signal.SIGINT, errors
+        state, error, epochs = written()
+        assert (state, error["type"], epochs) == ("interrupted", "KeyboardInterrupt", 1)
+        assert validate(FILE) == []
+
+
+def test_control_c_while_a_run_is_entered_leaves_nothing():
+    """Neither the lock nor a file nor a handler, while the exception still lives."""
+    found, errors = run("""
+opened = os.open
+def interrupted(path, *args):
+    if str(path).endswith(".tmp"):
+        os.close(opened(path, *args))
+        raise KeyboardInterrupt
+    return opened(path, *args)
+os.open = interrupted
+try:
+    Tracker("t").__enter__()
+except KeyboardInterrupt as error:
+    kept = error
+os.open = opened
+assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+with Tracker("t", progress=False):
+    pass
+""")
+    assert found == 0, errors
+    assert os.listdir("output") == ["t_training_metrics.json"]
+
+
+def test_a_signal_in_the_final_evaluation_and_after_it():
+    """Before the results are saved: `interrupted` without them; after that they stay, `completed`."""
+    script = """
+def evaluate(model, data):
+    global calls
+    calls += 1
+    if calls == {call}:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return 0.5
+calls = 0
+from trackmetrics.progress import ProgressLines
+if {call} == 0:
+    ProgressLines.run_done = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+with Tracker("t", progress=False, train=[1], dev=[1], evaluate=evaluate) as it:
+    it.watch(nn.Linear(1, 1))
+    with it.epoch():
+        pass
+"""
+    found, errors = run(script.format(call=2))
+    assert found == -signal.SIGTERM, errors
+    assert written()[0] == "interrupted"
+    assert validate(FILE) == []
+    found, errors = run(script.format(call=0))
+    assert found == -signal.SIGTERM, errors
+    with open(FILE, "rb") as file:
+        plain = strict_loads(file.read())
+    assert plain["extensions"]["status"]["state"] == "completed"
+    assert plain["final_results"]["train_accuracy"] == 0.5
+
+
+def test_of_interleaved_runs_each_is_told_until_its_end():
+    """The first to begin may be the first to end."""
+    found, errors = run("""
+a, b = Tracker("u", progress=False), Tracker("t", progress=False)
+a.__enter__()
+b.__enter__()
+with b.epoch():
+    pass
+a.__exit__(None, None, None)
+os.kill(os.getpid(), signal.SIGTERM)
+""")
+    assert found == -signal.SIGTERM, errors
+    assert written()[0] == "interrupted"
+
+
+def test_a_handler_that_calls_the_one_before_it_decides_for_itself():
+    """Without us there would have been none to call, and the training would have gone on."""
+    found, errors = run("""
+stop = []
+with Tracker("t", progress=False) as it:
+    before = signal.getsignal(signal.SIGTERM)
+    def mine(*args):
+        stop.append(1)
+        if callable(before):
+            before(*args)
+    signal.signal(signal.SIGTERM, mine)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop
+    signal.signal(signal.SIGTERM, before)
+assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+""")
+    assert found == 0, errors
+
+
+def test_a_forked_process_ends_in_the_midst_of_c_code():
+    """A worker that hangs in one call into C is terminated as it would be without a run."""
+    found, errors = run("""
+import ctypes
+with Tracker("t", progress=False):
+    child = os.fork()
+    if not child:
+        while True:
+            ctypes.PyDLL(None).usleep(10_000_000)  # holds the interpreter's lock: no handler of Python's can run
+    time.sleep(1)
+    began = time.monotonic()
+    os.kill(child, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+""")
+    assert found == 0, errors
 
 
 def test_a_forked_child_has_no_run():

@@ -3,6 +3,7 @@
 Real processes and, where root allows, a real small filesystem.
 """
 
+import contextlib
 import fcntl
 import os
 import re
@@ -236,6 +237,35 @@ def test_a_pipe_that_nobody_reads_holds_nothing_up():
     assert 10 < len(lines) < 300
     assert all(re.match(r"epoch +\d+ .* s$|<string>|  ", line) for line in lines)
     assert epochs_on_disk(Path("output", NAME)) == 300
+
+
+def test_a_pipe_that_is_full_already_holds_no_warning_up():
+    """However long what a warning would say: it stands in the file, cut to a thousand characters."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"x" * 4096)
+    os.set_blocking(writing, True)
+    script = """
+def fail(model, data):
+    raise ValueError("x" * 100_000)
+
+with Tracker("t", train=[1], dev=[1], evaluate=fail, progress=False) as run:
+    run.watch(nn.Linear(1, 1))
+    for _ in range(2):
+        with run.epoch():
+            pass
+say("done")
+"""
+    with running(script, stderr=writing) as process:
+        os.close(writing)
+        wait_for(process, "done")
+        assert process.wait(60) == 0
+    os.close(reading)
+    record = load_run(Path("output", NAME))
+    assert len(record.epochs) == 2
+    assert 1000 in map(len, record.extensions["warnings"])
 
 
 def test_a_pipe_whose_reader_has_gone_stops_no_training():

@@ -392,3 +392,33 @@ def test_what_cannot_be_read_is_refused(path, message):
     with pytest.raises(MetricsFileError) as caught:
         validate(path)
     assert str(caught.value) == message
+
+
+def test_places_inside_one_another_are_a_fault():
+    """Each goes through what stands there, and so the outermost would be gone through as often as it nests."""
+    nested = 1.0
+    for _ in range(50):
+        nested = [nested, None]
+    plain = edited(VALID, {"/extensions/x": nested, "/extensions/attention": REMOVED})
+    for key, entry in (("non_finite", "NaN"), ("dtypes", "float32")):
+        pointers = {f"/extensions/x{'/0' * depth}": entry for depth in range(50)}
+        broken = edited(plain, {"/extensions/dtypes": {}, "/extensions/non_finite": {}, f"/extensions/{key}": pointers})
+        assert "expected no place inside another of these" in [fault.rule for fault in faults_of(broken)]
+        with pytest.raises(MetricsFileError, match=f"/extensions/{key} names '/extensions/x/0', inside another of its"):
+            load_run("t.json")
+
+
+def faults_of(plain):
+    Path("t.json").write_bytes(text_of(plain))
+    return validate("t.json")
+
+
+def test_a_file_that_many_entries_name_is_read_once(monkeypatch):
+    """A thousand places with one array cost one reading, and its memory once."""
+    edits = beside(HEADS, np.zeros((2, 2, 2, 2)))
+    entry = edits["/extensions/sidecars"][HEADS]
+    many = {HEADS: entry, **{f"/extensions/x/{index}": entry for index in range(1000)}}
+    read, reading = [], sidecars.read
+    monkeypatch.setattr(sidecars, "read", lambda *args: read.append(args) or reading(*args))
+    assert lines_of(edited(VALID, {**edits, "/extensions/sidecars": many, "/extensions/x": [None] * 1000})) == []
+    assert len(read) == 1

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import MetricsFileError, shown
-from .json_pointer import members, place
+from .json_pointer import inside_another, members, place
 
 _TYPES = {"float32": np.float32, "float64": np.float64}
 
@@ -60,6 +60,9 @@ def restore_arrays(plain: Any, types: dict[str, Any]) -> None:
 
     Raises `MetricsFileError` where one names no such list.
     """
+    nested = inside_another(types)
+    if nested is not None:
+        raise MetricsFileError(f"/extensions/dtypes names {shown(nested)}, inside another of its places")
     for pointer, kind in types.items():
         try:
             holder, key = place(plain, pointer)

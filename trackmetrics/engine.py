@@ -64,6 +64,7 @@ class Engine:
         self._earlier: Earlier | None = None
         self._norms = NormHistory()
         self._saving_seconds = 0.0
+        self._completed = False
         self._started = self.clock.monotonic()
 
     @contextlib.contextmanager
@@ -92,7 +93,7 @@ class Engine:
             self._earlier = earlier
             self._norms = NormHistory(earlier.norm_summaries)
             self._started -= earlier.elapsed_seconds
-            self.record = earlier.record
+            self.record = replace(earlier.record, extensions=None)
 
     @property
     def _own_epochs(self) -> int:
@@ -154,13 +155,24 @@ class Engine:
     def failed(self, error: BaseException) -> None:
         """An exception ends the run: say so in the file, if the run has an epoch; else the earlier file stays."""
         if self._own_epochs:
-            self._save(_ended_by(error))
+            self._drop_results()
+            try:
+                self._save(_ended_by(error))
+            except BaseException:  # Ctrl+C once more
+                self._save(_ended_by(error))
+                raise
+
+    def _drop_results(self) -> None:
+        """Results are those of a completed run."""
+        self.record = replace(self.record, final_results=None, final_inference=None)
 
     def terminated(self, signal: str) -> None:
-        """A signal ends the process: say so in the file, as for an exception."""
-        if self._own_epochs:
+        """A signal ends the process: say so in the file, as for an exception, unless the run has completed."""
+        if self._own_epochs and not self._completed:
+            self._drop_results()
             message = f"the process was told to end by {signal}"
             self._save({"state": "interrupted", "error": {"type": signal, "message": message}}, last=True)
+        self.file.release()
 
     def completed(self, returned: Any) -> None:
         """Add the final results and the final inference; `returned` is what the decorated function gave back."""
@@ -172,14 +184,23 @@ class Engine:
                 "epochs", f"no epoch was tracked: wrap each epoch's body in `with tracker.epoch():`; {_PER_EPOCH}"
             )
         try:
+            self._conclude(returned)
+        except BaseException as error:
+            if not self._completed:
+                self.failed(error)  # Ctrl+C while the final results are worked out or saved
+            raise
+        with self._spared("progress"):
+            self._progress.run_done(self.record, self.file.path)
+
+    def _conclude(self, returned: Any) -> None:
+        """Work out the final results and the final inference, and save them."""
+        epochs = self.record.epochs
+        try:
             seconds = epochs[-1].elapsed_seconds if epochs else self._elapsed()
             results, inference = self._assessment.conclude(returned, seconds)
             self.record = replace(self.record, final_results=results, final_inference=inference)
         except Exception as error:
             self.say_fault("final_results and final_inference", error)
-        except BaseException as error:
-            self.failed(error)  # Ctrl+C while the final results are worked out
-            raise
         with self._spared("the run before"):
             if len(epochs) == 1 and self._assessment.trained_before(str(self.file.path)):
                 self._notices.say("runs", f"this run of one epoch trained the model of the run before it; {_PER_EPOCH}")
@@ -189,8 +210,7 @@ class Engine:
                 self.record = replace(self.record, final_inference=None)
                 self._save({"state": "completed"})
                 self.record = replace(self.record, final_inference=inference)
-        with self._spared("progress"):
-            self._progress.run_done(self.record, self.file.path)
+        self._completed = True
 
     # Saving
 
@@ -222,7 +242,7 @@ class Engine:
         return saved
 
     def _extensions(self, status: dict[str, Any]) -> dict[str, Any]:
-        norms: dict[str, Any] = {"meaning": MEANING, **self._norms.described()}
+        norms: dict[str, Any] = {"meaning": MEANING, **self._norms.described(len(self.record.epochs))}
         if self._training.measured_at_step:
             norms["measured"] = "at the optimizer's step where gradients were set by hand"
         earlier = self._earlier or Earlier(RunRecord(self.record.metadata))
@@ -270,6 +290,6 @@ def _ended_by(error: BaseException) -> dict[str, Any]:
     state = "failed" if isinstance(error, Exception) else "interrupted"
     try:
         message = str(error)
-    except Exception:  # the user's own __str__; their exception must not be replaced by ours
+    except BaseException:  # the user's own __str__; their exception must not be replaced by ours
         message = shown(error)
     return {"state": state, "error": {"type": type(error).__name__, "message": message}}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import Any
 
 _NOT_ESCAPED = re.compile("~(?![01])")
@@ -28,6 +29,19 @@ def members(value: Any, pointer: str) -> Iterator[tuple[str, Any]]:
         yield from ((f"{pointer}/{escaped(key)}", item) for key, item in value.items())
     elif isinstance(value, list):
         yield from ((f"{pointer}/{index}", item) for index, item in enumerate(value))
+
+
+def inside_another(pointers: Iterable[str]) -> str | None:
+    """Give a pointer that leads into the place of another, or None.
+
+    Entries by pointer that each go through what stands at their place would go through it as often as it nests.
+
+    >>> inside_another(["/a", "/b/0", "/ab", "/b"])
+    '/b/0'
+    """
+    parts = sorted(pointer.split("/") for pointer in pointers)
+    nested = (inner for outer, inner in pairwise(parts) if inner[: len(outer)] == outer)
+    return next(("/".join(inner) for inner in nested), None)
 
 
 def place(plain: Any, pointer: str) -> tuple[Any, Any]:

@@ -90,12 +90,18 @@ class MetricsFile:
             if self._lock.fault is not None:  # another run may write here, with a temporary file of its own
                 self._temporary = self.folder / f".{self.path.name}.{secrets.token_hex(4)}.tmp"
             try_writing(self._temporary)
-        except OSError as error:
+        except BaseException as error:
             self._lock.release()
+            if not isinstance(error, OSError):
+                raise  # Ctrl+C
             raise OutputError(f"the output folder {self.folder} can't be written ({reason(error)}); {mend}") from None
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give the lock back; again, if need be."""
         self._lock.release()
 
     @property
@@ -128,8 +134,9 @@ class MetricsFile:
             plain = record_to_plain(record)
             beside = self._write_beside(plain)
             _describe(plain, beside, self._text)
-            if self._keep_previous and not self._written:
+            if self._keep_previous:
                 put_aside(self.path, self._temporary)
+                self._keep_previous = False  # once, however often the file itself can't be replaced then
             replace_whole(self.path, self._text.pieces(plain), self._temporary)
             if beside or not self._written:
                 sidecars.remove_unnamed(self.path, [entry["file"] for entry in beside.values()])

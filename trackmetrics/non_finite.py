@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import MetricsFileError, shown
-from .json_pointer import members, place
+from .json_pointer import inside_another, members, place
 
 _NAMES = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _FEW_RUNS = 64  # more stay an array, which is written at once
@@ -95,6 +95,9 @@ def restore_non_finite(plain: Any, entries: Any) -> None:
     """
     if not isinstance(entries, dict):
         raise MetricsFileError(f"/extensions/non_finite is {shown(entries)}; expected an object")
+    nested = inside_another(entries)
+    if nested is not None:
+        raise MetricsFileError(f"/extensions/non_finite names {shown(nested)}, inside another of its places")
     for pointer, entry in entries.items():
         try:
             _restore(plain, pointer, entry)

@@ -13,7 +13,7 @@ class NormHistory:
 
     >>> history = NormHistory([{"epoch": 1, "steps": 3}])
     >>> history.add({"epoch": 2, "steps": 4})
-    >>> history.described()["steps"]
+    >>> history.described(2)["steps"]
     7
     """
 
@@ -30,6 +30,6 @@ class NormHistory:
             more = summary.get(name)
             self._counts[name] = count + more if isinstance(count, int) and isinstance(more, int) else None
 
-    def described(self) -> dict[str, Any]:
-        """Give the counts, and the epochs' summaries: a tuple, since it only grows."""
-        return {**self._counts, "epochs": self._epochs}
+    def described(self, epochs: int) -> dict[str, Any]:
+        """Give the counts, and the summaries of so many epochs: a tuple, since it only grows."""
+        return {**self._counts, "epochs": self._epochs[:epochs]}

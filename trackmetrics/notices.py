@@ -12,6 +12,7 @@ from .standard_error import takes_a_line
 
 # A fault in one of the package's own `with` blocks comes by way of contextlib.
 _NOT_THE_USERS = (os.path.dirname(os.path.abspath(__file__)) + os.sep, os.path.abspath(contextlib.__file__))
+_LONGEST = 1000  # characters: with the line that it is about, what a pipe with room takes without waiting
 
 
 class Notices:
@@ -29,6 +30,7 @@ class Notices:
         """Warn of `message`, unless something was said about the same value before."""
         if about in self._said:
             return
+        message = message if len(message) <= _LONGEST else message[: _LONGEST - 3] + "..."
         self._said[about] = message
         # Where warnings are errors, or can't be shown, the message stands in the file and the training goes on.
         with contextlib.suppress(Exception):

@@ -13,11 +13,13 @@ from pathlib import Path
 import filelock
 
 from .errors import OutputError, PathInUseError, reason
+from .whole_file import open_whole
 
 # What a filesystem without locks, or one whose lock service is away, answers.
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 _ATTEMPTS = 10  # at reading who holds the lock: its holder writes that just after taking it
 _PAUSE_SECONDS = 0.01
+_LONGEST = 500  # bytes of what a lock file says
 
 
 class PathLock:
@@ -32,7 +34,10 @@ class PathLock:
         self._lock_path = path.with_name(f".{path.name}.lock")
         # A run may be left in another thread than it was entered in, so the lock is the object's, not the thread's.
         # Without locks of the system there is a warning: a lock file's mere existence would outlive a dead process.
-        self._lock = filelock.FileLock(self._lock_path, timeout=0, thread_local=False, fallback_to_soft=False)
+        # Whoever may write in the folder may lock what a dead run of somebody else's left there: it holds nothing else.
+        self._lock = filelock.FileLock(
+            self._lock_path, timeout=0, mode=0o666, thread_local=False, fallback_to_soft=False
+        )
         self._file: os.stat_result | None = None
         self._process: int | None = None
         self.fault: str | None = None
@@ -96,9 +101,9 @@ class PathLock:
 
     def _holder(self) -> str:
         for _ in range(_ATTEMPTS):
-            with contextlib.suppress(OSError, UnicodeDecodeError):
-                text = self._lock_path.read_text(encoding="utf-8").strip()
-                if text:
+            with contextlib.suppress(OSError), open_whole(self._lock_path, follow_links=False) as file:
+                text = file.read(_LONGEST).decode("utf-8", "replace").strip()
+                if text.startswith("process "):
                     return text
             time.sleep(_PAUSE_SECONDS)
         return "it doesn't say which process it is"

@@ -31,6 +31,7 @@ class File:
         self.unread: dict[str, str] = {}
         self._around: set[str] = set()
         self._arrays: dict[str, Array | None] = {}
+        self._beside: dict[Any, Array] = {}
 
     def note_malformed(self, pointer: str) -> None:
         """Remember that what stands at a place isn't what it should be."""
@@ -88,8 +89,11 @@ class File:
             return _numbers(value)
         if value is not None or not isinstance(entry, dict):
             return None
+        said = sidecars.described(entry)
         try:
-            return sidecars.read(self.folder, entry)
+            if said is None or said not in self._beside:  # a file that many entries name is gone through once
+                self._beside[said] = sidecars.read(self.folder, entry)
+            return self._beside[said]
         except MetricsFileError as error:
             self.unread[pointer] = str(error)
             return None

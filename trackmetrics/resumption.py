@@ -33,7 +33,7 @@ class Earlier:
     def norm_summaries(self) -> list[dict[str, Any]]:
         """What the extensions say of each epoch's gradient norm; of an epoch that they leave out, its number."""
         summaries = self._said("gradient_norm", {}).get("epochs", [])
-        known = {item.get("epoch"): item for item in summaries if isinstance(item, dict)}
+        known = {item["epoch"]: item for item in summaries if isinstance(item, dict) and type(item.get("epoch")) is int}
         return [known.get(epoch.epoch, {"epoch": epoch.epoch}) for epoch in self.record.epochs]
 
     @property
@@ -107,7 +107,7 @@ def go_on(path: Path, task: str, after: bool | int) -> Earlier | None:
 def _changes(before: Any, now: Any, pointer: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """Each place that differs, by JSON pointer, with what stood there `before` and stands there `now`."""
     if not isinstance(before, dict) or not isinstance(now, dict):
-        if before != now and not (before != before and now != now):  # NaN is no change of NaN
+        if before != now and repr(before) != repr(now):  # NaN is no change of NaN, in a list neither
             yield pointer, {"before": before, "now": now}
         return
     were, are = dict(members(before, pointer)), dict(members(now, pointer))

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import shown
-from .json_pointer import escaped
+from .json_pointer import escaped, inside_another
 from .metrics_file import DEEPEST, nests_too_deep
 from .places import DTYPES, NON_FINITE, SIDECARS, Array, File, is_length
 
@@ -279,9 +279,19 @@ def _non_finite_are_null(file: File) -> Iterator[Fault]:
             yield Fault(place, shown(entry), f"expected a list at {shown(pointer)} with these nulls, each named once")
 
 
+def _entries_are_apart(file: File) -> Iterator[Fault]:
+    for place in (SIDECARS, DTYPES, NON_FINITE):
+        nested = inside_another(file.mapping(place))
+        if nested is not None:
+            yield Fault(place, shown(nested), "expected no place inside another of these")
+
+
 def _entries(file: File, place: str) -> Iterator[tuple[str, str, Any]]:
     """The entries by JSON pointer at a place: each with its own place, and the pointer, unless more is said there."""
-    for pointer, entry in file.mapping(place).items():
+    entries = file.mapping(place)
+    if inside_another(entries) is not None:
+        return  # which is a fault of its own
+    for pointer, entry in entries.items():
         own = f"{place}/{escaped(pointer)}"
         if not file.is_malformed(own) and not file.is_malformed(pointer):
             yield own, pointer, entry
@@ -349,6 +359,7 @@ _RULES: Sequence[Callable[[File], Iterator[Fault]]] = (
     _norms_are_of_the_epochs,
     _maps_agree,
     _heads_are_of_the_layers,
+    _entries_are_apart,
     _sidecars_are_there,
     _dtypes_are_of_arrays,
     _non_finite_are_null,

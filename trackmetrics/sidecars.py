@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import math
+import mmap
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import MetricsFileError, reason
-from .json_text import decode, text_length
+from .json_text import text_length
 from .whole_file import open_whole, replace_whole
 
 _TYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float64": np.dtype("<f8")}
@@ -118,27 +119,22 @@ def _read(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...], digest: 
 
 
 def remove_unnamed(path: Path, named: Iterable[str]) -> None:
-    """Take away the arrays that neither the metrics file at `path` names, nor an earlier one put aside beside it.
+    """Take away the arrays that neither the metrics file at `path` names, nor any other JSON file of the folder.
 
-    They are of files that were replaced, or of a run that was killed before its file named them.
+    They are of files that were replaced, or of a run that was killed before its file named them. Others' files are
+    searched for the names, not parsed: one that was put aside may be large, or damaged, or renamed.
     """
     stem = re.escape(path.stem)
-    own = re.compile(rf"{stem}\.\w{{1,{_LABEL_LENGTH}}}\.[0-9a-f]{{{_DIGEST_LENGTH}}}\.npy", re.ASCII)
-    beside = re.compile(rf"{stem}\..*\.json")
-    with contextlib.suppress(OSError, MetricsFileError):  # one that can't be read may name any
+    own = re.compile(rf"{stem}\.\w{{1,{_LABEL_LENGTH}}}(\.[0-9a-f]{{{_DIGEST_LENGTH}}}\.npy)", re.ASCII)
+    with contextlib.suppress(OSError):  # one that can't be read may name any
         names = os.listdir(path.parent)
-        unnamed = {name for name in names if own.fullmatch(name)}.difference(named)
-        for name in names if unnamed else ():
-            if beside.fullmatch(name):
-                unnamed.difference_update(_named_by(path.with_name(name)))
-        for name in unnamed:
+        endings = {name: match[1].encode() for name in names if (match := own.fullmatch(name))}
+        for name in named:
+            endings.pop(name, None)
+        for name in names if endings else ():
+            other = path.with_name(name)
+            if name.endswith(".json") and name != path.name and other.is_file() and other.stat().st_size:
+                with open_whole(other) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+                    endings = {array: ending for array, ending in endings.items() if text.find(ending) < 0}
+        for name in endings:
             path.with_name(name).unlink()
-
-
-def _named_by(path: Path) -> list[Any]:
-    try:
-        with open_whole(path, follow_links=False) as file:
-            entries = decode(file.read())["extensions"].get("sidecars", {}).values()
-        return [entry["file"] for entry in entries if isinstance(entry["file"], str)]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise MetricsFileError(f"{path} names its sidecars in no known way") from error

@@ -12,11 +12,21 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import FrameType
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
-_told: list[tuple[int, Callable[[str], None]]] = []  # of each live run its process and whom to tell
+
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    """A live run: whom to tell, and whether it was entered in the main thread, which alone may set handlers."""
+
+    tell: Callable[[str], None]
+    in_main_thread: bool
+
+
+_told: list[_Entry] = []
 
 
 @contextlib.contextmanager
@@ -26,37 +36,50 @@ def told_of_termination(tell: Callable[[str], None]) -> Iterator[None]:
     Python hands signals to its main thread alone: a run in another thread is told only while one in the main thread
     lives too. A signal that the user handles, or ignores, is theirs.
     """
-    entry = (os.getpid(), tell)
-    handled = _handle() if threading.current_thread() is threading.main_thread() else []
-    _told.append(entry)
+    entry = _Entry(tell, threading.current_thread() is threading.main_thread())
     try:
+        _told.append(entry)
+        if entry.in_main_thread:
+            _handle()
         yield
     finally:
-        _told.remove(entry)
-        _let_go(handled)
+        if entry in _told:  # else in a process that was forked from the run's
+            _told.remove(entry)
+        if not any(other.in_main_thread for other in _told):
+            _let_go()
 
 
-def _handle() -> list[signal.Signals]:
-    """Handle those signals that nobody handles yet, and say which."""
-    free = [number for number in _SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
-    for number in free:
-        signal.signal(number, _end)
-    return free
+def _handle() -> None:
+    """Handle those signals that nobody handles yet."""
+    for number in _SIGNALS:
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _end)
 
 
-def _let_go(handled: list[signal.Signals]) -> None:
-    for number in handled:
+def _let_go() -> None:
+    for number in _SIGNALS:
         if signal.getsignal(number) is _end:  # else the user's own by now
             with contextlib.suppress(ValueError):  # a run that is left in another thread than it was entered in
                 signal.signal(number, signal.SIG_DFL)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
+    if signal.getsignal(number) is not _end:
+        return  # called by a handler of the user's, who decides: without us there would be none to call
     try:
-        for process, tell in reversed(_told):
-            if process == os.getpid():  # a process forked from a run's has no run
-                with contextlib.suppress(Exception):
-                    tell(signal.Signals(number).name)
+        for entry in reversed(_told):
+            with contextlib.suppress(Exception):
+                entry.tell(signal.Signals(number).name)
     finally:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
+
+
+def _forget() -> None:
+    """A process that was forked from a run's has no run, and ends by a signal at once, in the midst of C code too."""
+    _told.clear()
+    _let_go()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

@@ -63,8 +63,11 @@ def open_whole(path: Path, *, follow_links: bool = True) -> BinaryIO:
 
 def try_writing(temporary: Path) -> None:
     """Find out whether a temporary file can be written where `replace_whole` will; what was left there goes."""
-    _fresh(temporary).close()
-    temporary.unlink()
+    try:
+        _fresh(temporary).close()
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
 
 
 def put_aside(path: Path, temporary: Path) -> None:
@@ -75,9 +78,13 @@ def put_aside(path: Path, temporary: Path) -> None:
     """
     if not path.exists():
         return
-    written = datetime.fromtimestamp(path.stat().st_mtime, timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    try:
+        written = datetime.fromtimestamp(path.stat().st_mtime, timezone.utc)
+    except (ValueError, OverflowError):  # a date that no calendar has
+        written = datetime.now(timezone.utc)
+    date = written.strftime("%Y%m%dT%H%M%SZ")
     for number in count(1):
-        aside = path.with_name(f"{path.stem}.{written}{f'-{number}' if number > 1 else ''}{path.suffix}")
+        aside = path.with_name(f"{path.stem}.{date}{f'-{number}' if number > 1 else ''}{path.suffix}")
         if not os.path.lexists(aside):
             break
         if os.path.samestat(aside.lstat(), path.lstat()):  # not of what a link leads to, which is replaced
