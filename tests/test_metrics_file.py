@@ -405,6 +405,32 @@ def test_an_earlier_file_stays_until_the_first_write():
     assert visible("output") == [NAME]
 
 
+def test_two_threads_may_save_one_run():
+    """As a signal's handler does for a thread's run: one after the other, each save whole."""
+    records = [a_record(epochs=()), a_record()]
+    with MetricsFile("output", "t") as file:
+
+        def save(record):
+            for _ in range(100):
+                file.write(record)
+
+        threads = [
+            threading.Thread(target=in_a_thread, args=(lambda record=record: save(record),)) for record in records
+        ]
+        failed = []
+        hook, threading.excepthook = threading.excepthook, failed.append
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            threading.excepthook = hook
+    assert failed == []
+    assert load_run(file.path).metadata.task == "letter_counting"
+    assert visible("output") == [NAME]
+
+
 def test_after_the_last_write_there_is_none():
     """Another thread that goes on while the process ends doesn't take back what was said last."""
     with MetricsFile("output", "t") as file:
