@@ -21,6 +21,7 @@ from a_run import A_FILE, a_record
 from comparison import assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refused_file import refusal_of
 from strict_json import strict_loads
 
 from trackmetrics import Tracker, TrackmetricsWarning
@@ -51,11 +52,7 @@ def bounded(seconds=SECONDS, megabytes=MEGABYTES):
 def fault_of(text, name="hostile.json"):
     """What is wrong with a file of this text."""
     Path(name).write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(MetricsFileError) as caught:
-        load_run(name)
-    message = str(caught.value)
-    assert message.startswith(f"{name} is not a metrics file: ")
-    return message.partition(": ")[2]
+    return refusal_of(name)
 
 
 def changed(**parts):

@@ -184,6 +184,8 @@ def test_a_working_folder_that_is_gone_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_a_filesystem_without_locks_is_no_reason_to_refuse(monkeypatch, number):
     """The file says why it isn't held; two runs write by temporary files of their own, and each is whole."""
+    from without_locks import without_locks  # which asks for POSIX
+
     without_locks(monkeypatch, number)
     with MetricsFile("output", "t") as first, MetricsFile("output", "t") as second:
         assert first.lock_fault == second.lock_fault == os.strerror(number)
@@ -197,6 +199,8 @@ def test_a_filesystem_without_locks_is_no_reason_to_refuse(monkeypatch, number):
 @posix_only
 def test_a_forked_process_writes_nothing_where_there_are_no_locks(monkeypatch):
     """Nothing else tells a child that the file is its parent's."""
+    from without_locks import without_locks
+
     without_locks(monkeypatch, errno.ENOLCK)
     with MetricsFile("output", "t") as file:
         file.write(a_record())
@@ -212,16 +216,6 @@ def test_a_forked_process_writes_nothing_where_there_are_no_locks(monkeypatch):
                 os._exit(2)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert file.path.read_text() == A_FILE
-
-
-def without_locks(monkeypatch, number):
-    """Make the system's locks answer as on a filesystem that has none."""
-    import fcntl
-
-    def refuse(*_args):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
 
 
 def test_a_lock_file_that_is_somebody_elses_is_refused(tmp_path):

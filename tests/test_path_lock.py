@@ -105,12 +105,9 @@ def test_a_path_that_was_taken_since_is_not_taken_back():
 
 def test_a_filesystem_without_locks_is_warned_of_once(monkeypatch):
     """The run trains, with one warning that says what to do, and the message is in the file."""
-    import fcntl
+    from without_locks import without_locks  # which asks for POSIX
 
-    def refuse(*_args):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
+    without_locks(monkeypatch, errno.ENOLCK)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with Tracker("t", **QUIET) as run:

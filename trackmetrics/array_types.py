@@ -34,6 +34,11 @@ def arrays_in(value: Any, pointer: str = "") -> Iterator[tuple[str, npt.NDArray[
         yield from arrays_in(item, where)
 
 
+def only_numbers(row: list[Any]) -> bool:
+    """Say whether all items are numbers or null: NumPy would take texts and booleans for numbers."""
+    return set(map(type, row)) <= {float, int, type(None)}
+
+
 def array_of(nested: Any, dtype: Any) -> npt.NDArray[Any]:
     """Make an array of nested lists of numbers; null becomes NaN.
 
@@ -45,9 +50,8 @@ def array_of(nested: Any, dtype: Any) -> npt.NDArray[Any]:
     rows = [nested]
     for _ in array.shape[1:]:
         rows = [row for outer in rows for row in outer]
-    kinds = {kind for row in rows for kind in set(map(type, row))}
-    if not kinds <= {int, float, type(None)}:  # NumPy would take texts and booleans for numbers
-        raise TypeError(kinds)
+    if not all(map(only_numbers, rows)):
+        raise TypeError(nested)
     with np.errstate(over="ignore"):
         narrowed = array.astype(dtype, copy=False)
     if narrowed is not array and not np.array_equal(np.isinf(narrowed), np.isinf(array)):

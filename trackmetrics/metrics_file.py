@@ -250,7 +250,7 @@ def _restore_beside(plain: Any, entries: Any, folder: Path) -> None:
     """Put the arrays that stand in files of their own in the places of their nulls."""
     if not isinstance(entries, dict):
         raise MetricsFileError(f"/extensions/sidecars is {shown(entries)}; expected an object")
-    read: dict[Any, npt.NDArray[Any]] = {}  # a file that many entries name is gone through once
+    beside = sidecars.Beside(folder)
     for pointer, entry in entries.items():
         try:
             holder, key = place(plain, pointer)
@@ -260,12 +260,9 @@ def _restore_beside(plain: Any, entries: Any, folder: Path) -> None:
             raise MetricsFileError(
                 f"/extensions/sidecars names {shown(entry)} for {shown(pointer)}, where no null is"
             ) from None
-        said = sidecars.described(entry)
         try:
             if not pointer.startswith(("/final_inference/", "/extensions/")):
                 raise MetricsFileError("expected a place of final_inference or extensions")
-            if said is None or said not in read:
-                read[said] = sidecars.read(folder, entry)
+            holder[key] = beside.read(entry)
         except MetricsFileError as error:
             raise MetricsFileError(f"/extensions/sidecars names {shown(entry)} for {shown(pointer)}: {error}") from None
-        holder[key] = read[said]

@@ -9,9 +9,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from . import sidecars
+from .array_types import array_of
 from .errors import MetricsFileError
 from .json_pointer import escaped, place
+from .sidecars import Beside
 
 SIDECARS, DTYPES, NON_FINITE = "/extensions/sidecars", "/extensions/dtypes", "/extensions/non_finite"
 Array: TypeAlias = npt.NDArray[Any]  # a null in it is NaN
@@ -26,12 +27,11 @@ class File:
 
     def __init__(self, plain: Any, folder: Path) -> None:
         self.plain = plain
-        self.folder = folder
         self.malformed: set[str] = set()
         self.unread: dict[str, str] = {}
         self._around: set[str] = set()
         self._arrays: dict[str, Array | None] = {}
-        self._beside: dict[Any, Array] = {}
+        self._beside = Beside(folder)
 
     def note_malformed(self, pointer: str) -> None:
         """Remember that what stands at a place isn't what it should be."""
@@ -89,11 +89,8 @@ class File:
             return _numbers(value)
         if value is not None or not isinstance(entry, dict):
             return None
-        said = sidecars.described(entry)
         try:
-            if said is None or said not in self._beside:  # a file that many entries name is gone through once
-                self._beside[said] = sidecars.read(self.folder, entry)
-            return self._beside[said]
+            return self._beside.read(entry)
         except MetricsFileError as error:
             self.unread[pointer] = str(error)
             return None
@@ -122,18 +119,9 @@ def _above(pointer: str) -> Iterator[str]:
 def _numbers(nested: list[Any]) -> Array | None:
     """The array that nested lists of numbers and nulls make; None where they make none."""
     try:
-        array: Array = np.asarray(nested, dtype=np.float64)
+        return array_of(nested, np.float64)
     except (TypeError, ValueError):
         return None
-    rows = [nested]
-    for _ in range(array.ndim - 1):
-        rows = [row for outer in rows for row in outer]
-    return array if all(map(only_numbers, rows)) else None
-
-
-def only_numbers(row: list[Any]) -> bool:
-    """Whether all items are numbers or null: NumPy would take texts and booleans for numbers."""
-    return set(map(type, row)) <= {float, int, type(None)}
 
 
 def is_length(value: Any) -> bool:

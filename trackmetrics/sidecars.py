@@ -63,6 +63,21 @@ def _pieces(array: npt.NDArray[Any]) -> Iterator[Any]:
         yield np.ascontiguousarray(part).data
 
 
+class Beside:
+    """The arrays beside a file in `folder`: each is read once, however many entries name it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._arrays: dict[Any, npt.NDArray[Any]] = {}
+
+    def read(self, entry: Any) -> npt.NDArray[Any]:
+        """Give the array that an entry names. Raises `MetricsFileError` as the module's `read` does."""
+        said = described(entry)
+        if said is None or said not in self._arrays:
+            self._arrays[said] = read(self._folder, entry)
+        return self._arrays[said]
+
+
 def read(folder: Path, entry: Any) -> npt.NDArray[Any]:
     """Read the array that an entry names, from a file of `folder` itself; nothing is unpickled.
 

@@ -15,10 +15,11 @@ from typing import Any, TypeAlias
 from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.validators import extend
 
+from .array_types import only_numbers
 from .errors import shown
 from .json_pointer import escaped
 from .metrics_file import read_plain
-from .places import File, only_numbers
+from .places import File
 from .rules import Fault, broken_rules
 
 __all__ = ["SCHEMA", "Fault", "validate"]
