@@ -2,6 +2,7 @@
 
 import math
 import time
+from operator import is_
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strict_json import strict_loads
 
+from trackmetrics import json_text
 from trackmetrics.errors import MetricsFileError
 from trackmetrics.json_text import JsonText, decode, encode
 from trackmetrics.non_finite import non_finite, restore_non_finite
@@ -199,6 +201,11 @@ def refusal(function, *arguments):
 # Lists that grow
 
 
+def noted(text, plain):
+    """What a text says about numbers that JSON has no word for."""
+    return strict_loads(b"".join(text.pieces({"non_finite": text.non_finite(plain)})))["non_finite"]
+
+
 class Made:
     """Makes an epoch of a number, and counts how often."""
 
@@ -218,10 +225,41 @@ def test_what_was_made_of_a_growing_list_is_not_made_again():
         plain = {"epochs": Growing(numbers[:length], made), "other": length, "in": {"a/b": Growing(numbers, made)}}
         whole = {**plain, "epochs": [Made()(number) for number in numbers[:length]]}
         whole["in"] = {"a/b": [Made()(number) for number in numbers]}
-        assert text.non_finite(plain) == non_finite(whole)
+        assert noted(text, plain) == non_finite(whole)
         assert strict_loads(b"".join(text.pieces(plain))) == without_non_finite(whole)
-        assert text.non_finite(plain) == non_finite(whole)
+        assert noted(text, plain) == non_finite(whole)
     assert made.count == 5 + 5
+
+
+def test_what_was_noted_of_a_growing_list_is_not_noted_again(monkeypatch):
+    """Of a thousand diverged epochs, the place of each NaN is looked for and made text once."""
+    asked = []
+    monkeypatch.setattr(json_text, "non_finite", lambda *value: asked.append(value) or non_finite(*value))
+    text = JsonText()
+    losses = [NAN] * 50
+    for length in range(51):
+        plain = {"epochs": Growing(losses[:length], lambda loss: {"loss": loss})}
+        noted(text, plain)
+        assert len(asked) == length
+    kept = text.non_finite(plain).texts
+    assert len(kept) == 50
+    assert all(map(is_, kept, text.non_finite(plain).texts))
+
+
+def test_notes_stand_on_one_line_where_they_fit_and_on_one_each_where_not():
+    """As members of any object do."""
+    text = JsonText()
+    few, many = ({"epochs": Growing([NAN] * count, lambda loss: {"loss": loss})} for count in (2, 4))
+    assert b"".join(text.pieces({"of": text.non_finite(few)})).decode() == (
+        '{\n  "of": {"/epochs/0/loss": "NaN", "/epochs/1/loss": "NaN"}\n}\n'
+    )
+    assert b"".join(text.pieces({"of": text.non_finite(many)})).decode() == (
+        '{\n  "of": {\n'
+        '    "/epochs/0/loss": "NaN",\n    "/epochs/1/loss": "NaN",\n'
+        '    "/epochs/2/loss": "NaN",\n    "/epochs/3/loss": "NaN"\n'
+        "  }\n}\n"
+    )
+    assert not text.non_finite({"epochs": Growing([1.0], float)})
 
 
 def test_an_item_of_a_growing_list_stands_on_one_line():
@@ -249,7 +287,7 @@ def test_a_list_that_did_not_grow_is_made_anew(change):
     for items in (old, change(old), old):
         plain = {"epochs": Growing(items, Made())}
         assert strict_loads(b"".join(text.pieces(plain))) == without_non_finite({"epochs": list(map(Made(), items))})
-        assert text.non_finite(plain) == non_finite({"epochs": list(map(Made(), items))})
+        assert noted(text, plain) == non_finite({"epochs": list(map(Made(), items))})
 
 
 # Numbers that JSON has no word for
@@ -313,12 +351,13 @@ def test_many_runs_are_the_same_as_few():
                 runs[-1][1] += 1
             else:
                 runs.append([index, 1])
-    entries = non_finite({"a": array})
-    text = encode(entries)
-    assert len(text.splitlines()) == 1 + 1 + len(expected) + 1 + 1
-    assert strict_loads(text) == {"/a": expected}
+    text = JsonText()
+    lines = b"".join(text.pieces({"non_finite": text.non_finite({"a": array})})).splitlines()
+    assert len(lines) == 1 + 1 + 1 + 1 + 1
+    entries = strict_loads(b"".join(lines))["non_finite"]
+    assert entries == {"/a": expected}
     read = strict_loads(encode({"a": array}))
-    restore_non_finite(read, strict_loads(text))
+    restore_non_finite(read, entries)
     assert_same(np.array(read["a"]), array)
 
 

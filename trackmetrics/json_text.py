@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import is_
 from typing import Any
 
@@ -32,7 +33,17 @@ class _Written:
 
     items: Sequence[Any] = ()
     texts: tuple[bytes, ...] = ()
-    non_finite: dict[str, Any] | None = None
+    non_finite: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True)
+class Members:
+    """An object whose members are text already."""
+
+    texts: tuple[bytes, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.texts)
 
 
 class JsonText:
@@ -46,16 +57,17 @@ class JsonText:
     def __init__(self) -> None:
         self._written: dict[str, _Written] = {}
 
-    def non_finite(self, plain: Any, pointer: str = "") -> dict[str, Any]:
+    def non_finite(self, plain: Any) -> Members:
         """Say where stands what JSON has no word for, as `trackmetrics.non_finite.non_finite` does."""
+        return Members(self._non_finite(plain, ""))
+
+    def _non_finite(self, plain: Any, pointer: str) -> tuple[bytes, ...]:
         if isinstance(plain, Growing):
-            return self._grown(plain, pointer).non_finite or {}
-        if not isinstance(plain, dict):
-            return non_finite(plain, pointer)
-        entries: dict[str, Any] = {}
-        for where, item in members(plain, pointer):
-            entries |= self.non_finite(item, where)
-        return entries
+            return self._grown(plain, pointer).non_finite
+        if isinstance(plain, dict):
+            entries = (self._non_finite(item, where) for where, item in members(plain, pointer))
+            return tuple(chain.from_iterable(entries))
+        return tuple(_texts(non_finite(plain, pointer)))
 
     def pieces(self, plain: Any) -> Iterator[bytes]:
         """Give the text of plain data (dicts, lists, scalars, NumPy arrays, growing lists) in pieces, in UTF-8.
@@ -68,14 +80,20 @@ class JsonText:
 
     def _pieces(self, value: Any, pointer: str, depth: int) -> Iterator[bytes]:
         if isinstance(value, Growing):
-            lines = (b"," + _margin(depth + 1)).join(self._grown(value, pointer).texts)
-            yield from _bracketed([[lines]], b"[]", depth) if lines else [b"[]"]
-        elif isinstance(value, dict) and _holds_long_things(value):
-            own = zip(value, members(value, pointer), strict=True)
-            pieces = (_member(key, self._pieces(item, where, depth + 1)) for key, (where, item) in own)
-            yield from _bracketed(pieces, b"{}", depth)
+            yield from _lines(self._grown(value, pointer).texts, b"[]", depth)
+        elif isinstance(value, Members):
+            short = b"{" + b", ".join(value.texts) + b"}"
+            yield from [short] if _fits(short, depth) else _lines(value.texts, b"{}", depth)
+        elif isinstance(value, np.ndarray) and value.ndim > 1:
+            yield from _bracketed((self._pieces(row, pointer, depth + 1) for row in value), b"[]", depth)
+        elif (line := _line(value, depth)) is not None:
+            yield line
         else:
-            yield from _pieces(value, depth)
+            items = (self._pieces(item, where, depth + 1) for where, item in members(value, pointer))
+            if isinstance(value, dict):
+                yield from _bracketed(map(_member, value, items), b"{}", depth)
+            else:
+                yield from _bracketed(items, b"[]", depth)
 
     def _grown(self, growing: Growing, pointer: str) -> _Written:
         """What was made of a list, and of what was added since."""
@@ -87,10 +105,8 @@ class JsonText:
         new = growing[len(known.items) :]
         if new:
             texts = (*known.texts, *map(_one_line, new))
-            entries = dict(known.non_finite or {})
-            for index, item in enumerate(new, len(known.items)):
-                entries |= non_finite(item, f"{pointer}/{index}")
-            known = _Written(growing.items, texts, entries)
+            entries = [non_finite(item, f"{pointer}/{index}") for index, item in enumerate(new, len(known.items))]
+            known = _Written(growing.items, texts, (*known.non_finite, *chain.from_iterable(map(_texts, entries))))
             self._written[pointer] = known  # in one assignment: a signal handler may save in between
         return known
 
@@ -121,25 +137,6 @@ def text_length(array: npt.NDArray[Any]) -> int:
     return sum(len(_row(row)) for row in rows)
 
 
-def _pieces(value: Any, depth: int) -> Iterator[bytes]:
-    if isinstance(value, np.ndarray) and value.ndim > 1 and value.dtype.kind == "f":
-        yield from _bracketed((_pieces(item, depth + 1) for item in value), b"[]", depth)
-        return
-    if isinstance(value, np.ndarray):  # a row, or the runs of what is not finite
-        yield _row(value)
-        return
-    if not _holds_long_things(value):
-        line = _one_line(value)
-        if len(line) + 2 * depth <= _LINE_WIDTH or _is_flat(value):
-            yield line
-            return
-    if isinstance(value, dict):
-        pieces = (_member(key, _pieces(item, depth + 1)) for key, item in value.items())
-        yield from _bracketed(pieces, b"{}", depth)
-    else:
-        yield from _bracketed((_pieces(item, depth + 1) for item in value), b"[]", depth)
-
-
 # The one float32 (with its negative) whose shortest decimal, 7.038531e-26, readers take for its neighbour, since they
 # parse decimals as doubles. tests/benchmarks/float32_decimals.py looks at each float32 there is.
 _MISREAD = np.float32(float.fromhex("0x1.5c87fap-84"))
@@ -154,6 +151,17 @@ def _row(row: npt.NDArray[Any]) -> bytes:
 def _member(key: str, pieces: Iterable[bytes]) -> Iterator[bytes]:
     yield orjson.dumps(key) + b": "
     yield from pieces
+
+
+def _texts(value: dict[str, Any]) -> Iterator[bytes]:
+    """An object's members, each on one line."""
+    return (orjson.dumps(key) + b": " + _one_line(item) for key, item in value.items())
+
+
+def _lines(texts: Iterable[bytes], brackets: bytes, depth: int) -> Iterator[bytes]:
+    """What is text already, a line for each: joined at once, since there may be many thousands."""
+    lines = (b"," + _margin(depth + 1)).join(texts)
+    yield from _bracketed([[lines]], brackets, depth) if lines else [brackets]
 
 
 def _bracketed(items: Iterable[Iterable[bytes]], brackets: bytes, depth: int) -> Iterator[bytes]:
@@ -172,13 +180,26 @@ def _margin(depth: int) -> bytes:
 
 def _one_line(value: Any) -> bytes:
     if isinstance(value, dict):
-        members_ = (orjson.dumps(key) + b": " + _one_line(item) for key, item in value.items())
-        return b"{" + b", ".join(members_) + b"}"
+        return b"{" + b", ".join(_texts(value)) + b"}"
     if isinstance(value, list):
         return b"[" + b", ".join(_one_line(item) for item in value) + b"]"
+    if isinstance(value, np.ndarray):  # a row, or the runs of what is not finite
+        return _row(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return b"%d" % value  # JSON has no largest integer, orjson has
     return orjson.dumps(value)
+
+
+def _fits(line: bytes, depth: int) -> bool:
+    return len(line) + 2 * depth <= _LINE_WIDTH
+
+
+def _line(value: Any, depth: int) -> bytes | None:
+    """Give the text of what stands on one line, and None of what doesn't."""
+    if not isinstance(value, np.ndarray) and _holds_long_things(value):
+        return None
+    line = _one_line(value)
+    return line if _fits(line, depth) or isinstance(value, np.ndarray) or _is_flat(value) else None
 
 
 def _is_flat(value: Any) -> bool:
@@ -194,4 +215,4 @@ def _holds_long_things(value: Any) -> bool:
         return objects or any(map(_holds_long_things, value))
     if isinstance(value, dict):
         return any(map(_holds_long_things, value.values()))
-    return isinstance(value, (np.ndarray, Growing))
+    return isinstance(value, (np.ndarray, Growing, Members))

@@ -3,14 +3,16 @@
     python tests/benchmarks/saving.py
     python tests/benchmarks/saving.py --epochs 1000 --layers 2 --length 256
 
-Epochs are logged to a run, each saved as any epoch is; a save's time is that of leaving the epoch's block, on one
-thread. The final inference's array is written by `json.dump(array.tolist(), file, indent=2)` and by the metrics file,
-in turn; memory is how far each raises the peak of a process of its own above the array. CPU time counts neither
-waiting for the disk nor other programs; the seconds on the clock beside it do.
+Epochs are logged to a run, each saved as any epoch is, once with a loss that is a number and once with NaN, which the
+file notes by its place; a save's time is that of leaving the epoch's block, on one thread. The final inference's array
+is written by `json.dump(array.tolist(), file, indent=2)` and by the metrics file, in turn; memory is how far each
+raises the peak of a process of its own above the array. CPU time counts neither waiting for the disk nor other
+programs; the seconds on the clock beside it do.
 """
 
 import argparse
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -26,7 +28,7 @@ FEW = 20  # saves whose median is taken
 ROUNDS = 3
 
 
-def save_times(epochs, folder):
+def save_times(epochs, loss, folder):
     """CPU and clock seconds of each save."""
     from trackmetrics import Tracker
 
@@ -36,13 +38,26 @@ def save_times(epochs, folder):
         for number in range(1, epochs + 1):
             epoch = run.epoch()
             epoch.__enter__()
-            epoch.log(train_loss=1 / number, train_accuracy=0.5, dev_accuracy=0.5, gradient_norm=number / 7)
+            epoch.log(train_loss=loss / number, train_accuracy=0.5, dev_accuracy=0.5, gradient_norm=number / 7)
             began = time.process_time(), time.perf_counter()
             epoch.__exit__(None, None, None)
             cpu.append(time.process_time() - began[0])
             clock.append(time.perf_counter() - began[1])
         path = run.path
     return cpu, clock, Path(path)
+
+
+def print_save_times(epochs, loss, folder):
+    cpu, clock, path = save_times(epochs, loss, folder)
+    plain = json.loads(path.read_bytes())
+    first, last = (statistics.median(part) for part in (cpu[1 : FEW + 1], cpu[-FEW:]))
+    walls = [statistics.median(part) for part in (clock[1 : FEW + 1], clock[-FEW:])]
+    dumps = [dump_time({**plain, "epochs": plain["epochs"][:FEW]}, folder), dump_time(plain, folder)]
+    print(f"{epochs} epochs of loss {loss} / number, a file of {path.stat().st_size / 1e6:.1f} MB at the end\n")
+    print("| a save of | CPU ms | to the first | on the clock ms | json.dump of it, CPU ms |")
+    print("| --- | --- | --- | --- | --- |")
+    print(f"| the first {FEW} epochs | {first * 1e3:.2f} | 1.0 | {walls[0] * 1e3:.2f} | {dumps[0] * 1e3:.1f} |")
+    print(f"| the last {FEW} | {last * 1e3:.2f} | {last / first:.1f} | {walls[1] * 1e3:.2f} | {dumps[1] * 1e3:.1f} |\n")
 
 
 def dump_time(plain, folder):
@@ -109,18 +124,8 @@ def main():
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        cpu, clock, path = save_times(given.epochs, folder)
-        plain = json.loads(path.read_bytes())
-        first, last = (statistics.median(part) for part in (cpu[1 : FEW + 1], cpu[-FEW:]))
-        walls = [statistics.median(part) for part in (clock[1 : FEW + 1], clock[-FEW:])]
-        dumps = [dump_time({**plain, "epochs": plain["epochs"][:FEW]}, folder), dump_time(plain, folder)]
-        print(f"{given.epochs} epochs, a file of {path.stat().st_size / 1e6:.1f} MB at the end\n")
-        print("| a save of | CPU ms | to the first | on the clock ms | json.dump of it, CPU ms |")
-        print("| --- | --- | --- | --- | --- |")
-        print(f"| the first {FEW} epochs | {first * 1e3:.2f} | 1.0 | {walls[0] * 1e3:.2f} | {dumps[0] * 1e3:.1f} |")
-        print(
-            f"| the last {FEW} | {last * 1e3:.2f} | {last / first:.1f} | {walls[1] * 1e3:.2f} | {dumps[1] * 1e3:.1f} |"
-        )
+        for loss in (1.0, math.nan):
+            print_save_times(given.epochs, loss, folder)
 
         array = attention(given.layers, given.length)
         ways = ("json.dump", "in the file", "beside the file")
@@ -132,9 +137,7 @@ def main():
                 times[way].append(time.process_time() - began)
         text = (folder / "dumped.json").stat().st_size
         shape = "x".join(map(str, array.shape))
-        print(
-            f"\nfinal inference of {shape} float32, {array.nbytes / 2**20:.0f} MiB; {text / 1e6:.0f} MB by json.dump\n"
-        )
+        print(f"final inference of {shape} float32, {array.nbytes / 2**20:.0f} MiB; {text / 1e6:.0f} MB by json.dump\n")
         print("| written | CPU s | times as fast as json.dump | memory above the array, MiB |")
         print("| --- | --- | --- | --- |")
         slow = statistics.median(times["json.dump"])
