@@ -21,14 +21,6 @@ for helper in ("oracle", "metrics_by_hand"):
     pytest.register_assert_rewrite(helper)  # so that what they assert is shown with its values
 
 
-def pytest_collection_finish():
-    """Set apart what was imported: a run looks for optimizers among all that the garbage collector knows."""
-    import torch._dynamo  # noqa: F401  an optimizer's first step would load it
-
-    gc.collect()
-    gc.freeze()
-
-
 _OF_OTHERS = ("QueueFeeder", "tqdm_monitor", "ThreadPoolExecutor")
 
 

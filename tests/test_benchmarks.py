@@ -99,11 +99,14 @@ def test_the_import_time_is_measured_and_printed():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of memory as Linux tells it")
 def test_what_saving_costs_is_measured_and_printed():
-    """The last saves beside the first, and a final inference each way."""
+    """The last saves beside the first, of losses and of NaN, and a final inference each way."""
     done = run("saving.py", "--epochs", "50", "--layers", "2", "--length", "64")
     assert done.returncode == 0, done.stderr
-    epochs, inference = done.stdout.split("final inference of 2x64x64")
-    assert list(rows(epochs)) == ["the first 20 epochs", "the last 20"]
+    _, losses, nans, inference = re.split("50 epochs of loss|final inference of 2x64x64", done.stdout)
+    assert losses.startswith(" 1.0 ")
+    assert nans.startswith(" nan ")
+    for epochs in (losses, nans):
+        assert list(rows(epochs)) == ["the first 20 epochs", "the last 20"]
     assert list(rows(inference)) == ["json.dump", "in the file", "beside the file"]
     assert rows(inference)["json.dump"][1] == 1.0
 
