@@ -1,0 +1,88 @@
+"""A run's metrics as curves: their names, their values by epoch, and which value is the best."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from .record import METRIC_KEYS, EpochRecord, RunRecord
+
+# Words of a metric's name. A name with neither, or that only measures size (gradient_norm), has no best value.
+_HIGHER = {"accuracy", "acc", "auc", "auroc", "bleu", "dice", "f1", "iou", "map", "precision", "r2", "recall", "rouge"}
+_LOWER = {"bpc", "cer", "error", "errors", "loss", "mae", "mse", "nll", "perplexity", "ppl", "rmse", "wer"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A metric's value in one epoch."""
+
+    epoch: int
+    value: float
+
+
+def metric_names(*runs: RunRecord) -> list[str]:
+    """Name the metrics that have a number in any epoch of any run: the format's own first, then those logged.
+
+    >>> from trackmetrics.record import Metadata
+    >>> epoch = EpochRecord(1, train_loss=0.5, metrics={"f1": 0.25, "note": "warm-up"})
+    >>> metric_names(RunRecord(Metadata("demo", "2026-01-01T00:00:00Z"), (epoch,)))
+    ['train_loss', 'f1']
+    """
+    logged = (name for run in runs for epoch in run.epochs for name in epoch.metrics)
+    return [name for name in dict.fromkeys((*METRIC_KEYS, *logged)) if any(_any_number(run, name) for run in runs)]
+
+
+def _any_number(run: RunRecord, name: str) -> bool:
+    """Whether the metric has a number, NaN and infinities among them, in any epoch."""
+    return any(value is not None for value in values(run, name))
+
+
+def values(run: RunRecord, name: str) -> list[float | None]:
+    """Give a metric's value of each epoch, None where there is no number."""
+    return [_value(epoch, name) for epoch in run.epochs]
+
+
+def _value(epoch: EpochRecord, name: str) -> float | None:
+    value = getattr(epoch, name) if name in METRIC_KEYS else epoch.metrics.get(name)
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def seconds_an_epoch(run: RunRecord) -> list[float]:
+    """Give the seconds from the end of each epoch's record before to the end of its own; the first from the start."""
+    ends = [epoch.elapsed_seconds for epoch in run.epochs]
+    return [end - begin for begin, end in zip([0.0, *ends], ends, strict=False)]
+
+
+def better(name: str) -> Literal["higher", "lower"] | None:
+    """Say which values of a metric are better, as far as its name tells.
+
+    >>> better("dev_accuracy"), better("val/loss"), better("gradient_norm")
+    ('higher', 'lower', None)
+    """
+    words = set(re.findall("[a-z]+[0-9]*", re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()))
+    if bool(words & _HIGHER) == bool(words & _LOWER):
+        return None
+    return "higher" if words & _HIGHER else "lower"
+
+
+def points(run: RunRecord, name: str) -> list[Point]:
+    """Give the epochs in which a metric has a number, with it."""
+    found = zip(run.epochs, values(run, name), strict=True)
+    return [Point(epoch.epoch, value) for epoch, value in found if value is not None]
+
+
+def best(run: RunRecord, name: str) -> Point | None:
+    """Give a metric's best value and the first epoch that has it; None where its name doesn't tell what is better."""
+    direction = better(name)
+    finite = [point for point in points(run, name) if math.isfinite(point.value)]
+    if direction is None or not finite:
+        return None
+    return (max if direction == "higher" else min)(finite, key=lambda point: point.value)
+
+
+def last(run: RunRecord, name: str) -> Point | None:
+    """Give a metric's last value and its epoch."""
+    found = points(run, name)
+    return found[-1] if found else None

@@ -1,0 +1,65 @@
+"""A run in few words: what a list of runs, a comparison and scripts want to know of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .curves import best, last, metric_names
+from .record import RunRecord
+from .run_state import state_of
+
+
+def summarize(run: RunRecord, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Say which run it is, what became of it, the best and the last of each metric, and its results.
+
+    Plain data; `best` and `last` hold `{"epoch": ..., "value": ...}` by metric.
+    """
+    state = state_of(run, path)
+    names = metric_names(run)
+    results = run.final_results
+    return {
+        "file": os.fspath(path),
+        "task": run.metadata.task,
+        "timestamp": run.metadata.timestamp,
+        "device": run.metadata.device,
+        "state": state.name,
+        "detail": state.detail,
+        "epochs": len(run.epochs),
+        "elapsed_seconds": run.epochs[-1].elapsed_seconds if run.epochs else None,
+        "best": {name: vars(point) for name in names if (point := best(run, name)) is not None},
+        "last": {name: vars(point) for name in names if (point := last(run, name)) is not None},
+        "final_results": None if results is None else vars(results),
+    }
+
+
+def differing_hyperparameters(*runs: RunRecord) -> dict[str, list[Any]]:
+    """Give what isn't the same in all runs: by dotted name the value of each, None where one has none.
+
+    >>> from trackmetrics.record import Hyperparameters, Metadata
+    >>> of = lambda rate: RunRecord(Metadata("t", "", None, Hyperparameters({}, {"adam": {"lr": rate}, "seed": 0})))
+    >>> differing_hyperparameters(of(0.1), of(0.2))
+    {'training.adam.lr': [0.1, 0.2]}
+    """
+    flat = [hyperparameters(run) for run in runs]
+    names = dict.fromkeys(name for values in flat for name in values)
+    return {
+        name: [values.get(name) for values in flat]
+        for name in names
+        if len({(name in values, repr(values.get(name))) for values in flat}) > 1
+    }
+
+
+def hyperparameters(run: RunRecord) -> dict[str, Any]:
+    """Give a run's hyperparameters by dotted name, those of the model first."""
+    given = run.metadata.hyperparameters
+    return dict(_leaves({"model": given.model, "training": given.training}, ""))
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and (value or not name):
+        for key, item in value.items():
+            yield from _leaves(item, f"{name}.{key}" if name else key)
+    else:
+        yield name, value

@@ -1,0 +1,254 @@
+"""Runs as the terminal shows them: one run, several side by side, a folder of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.cells import cell_len
+from rich.columns import Columns
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from .curves import Point, best, better, last, metric_names, values
+from .example import Prediction, predictions
+from .record import EpochRecord, RunRecord
+from .run_state import RunState, state_of
+from .summary import differing_hyperparameters, hyperparameters
+from .wording import duration, number, trend, visible
+
+_COLOURS = {"running": "cyan", "completed": "green", "failed": "red", "died": "red", "interrupted": "yellow"}
+_HEADINGS = {
+    "train_loss": "loss",
+    "train_accuracy": "train acc.",
+    "dev_accuracy": "dev acc.",
+    "gradient_norm": "grad. norm",
+}
+_NARROW = 2  # cells: tokens up to here stand in strips, longer ones in a table
+
+
+def shown_run(run: RunRecord, path: str, rows: int, width: int) -> RenderableType:
+    """One run: what it is, its epochs (`rows` of them, 0 for all), results, the example, warnings."""
+    parts: list[RenderableType] = [_title(run, state_of(run, path)), _facts(run, path)]
+    given = hyperparameters(run)
+    if given:
+        parts.append(_section("hyperparameters", _hyperparameters(given)))
+    if run.epochs:
+        parts.append(_section("epochs", epochs_table(run, rows)))
+    if run.final_results is not None:
+        parts.append(_section("final results", _results(run)))
+    if run.final_inference is not None:
+        parts.append(_section("first dev example", _example(run, width)))
+    told = (run.extensions or {}).get("warnings")
+    if isinstance(told, list) and told:
+        parts.append(_section("warnings", Group(*(Text(f"• {visible(item)}", style="yellow") for item in told))))
+    return Group(*parts)
+
+
+def _title(run: RunRecord, state: RunState) -> Text:
+    return Text.assemble(
+        (visible(run.metadata.task), "bold"), "  ", (visible(str(state)), _COLOURS.get(state.name, "")), overflow="fold"
+    )
+
+
+def _section(heading: str, body: RenderableType) -> RenderableType:
+    return Group(Text(""), Text(heading, style="bold"), Padding(body, (0, 0, 0, 2)))
+
+
+def _facts(run: RunRecord, path: str) -> RenderableType:
+    environment = (run.extensions or {}).get("environment")
+    versions = environment if isinstance(environment, dict) else {}
+    on = [
+        versions.get("device_name"),
+        *(f"{name} {versions[name]}" for name in ("torch", "python") if name in versions),
+    ]
+    facts = {
+        "file": path,
+        "began": run.metadata.timestamp.replace("T", " ").replace("Z", " UTC"),
+        "device": ", ".join(visible(item) for item in (run.metadata.device, *on) if item),
+    }
+    return _grid((name, visible(value)) for name, value in facts.items() if value)
+
+
+def _grid(rows: Iterable[tuple[str, str]]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(Text(name), Text(value))
+    return table
+
+
+def _hyperparameters(given: Mapping[str, Any]) -> RenderableType:
+    sections = {name: {key.partition(".")[2]: value for key, value in given.items() if key.startswith(name + ".")}
+                for name in ("model", "training")}  # fmt: skip
+    return Columns([_grid((visible(key), visible(value)) for key, value in section.items())
+                    for section in sections.values() if section], padding=(0, 6))  # fmt: skip
+
+
+def epochs_table(run: RunRecord, rows: int) -> Table:
+    """The epochs, the best value of each metric marked, and how each went; of many the first and the last ones."""
+    names = metric_names(run)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_footer=len(run.epochs) > 2)
+    table.add_column("epoch", justify="right", footer=Text("trend", style="dim"))
+    for name in names:
+        table.add_column(
+            Text(_HEADINGS.get(name, visible(name))), justify="right", footer=Text(trend(values(run, name)), "cyan")
+        )
+    table.add_column("elapsed", justify="right")
+    marked = {name: point.epoch for name in names if (point := best(run, name)) is not None}
+    kept = rows if 0 < rows < len(run.epochs) else len(run.epochs)
+    first, rest = run.epochs[: kept // 4], run.epochs[len(run.epochs) - (kept - kept // 4) :]
+    for epoch in first:
+        table.add_row(*_row(epoch, names, marked))
+    if kept < len(run.epochs):
+        table.add_row(*(Text("⋮", style="dim") for _ in table.columns))
+    for epoch in rest:
+        table.add_row(*_row(epoch, names, marked))
+    return table
+
+
+def _row(epoch: EpochRecord, names: Sequence[str], marked: Mapping[str, int]) -> list[Text]:
+    cells = [Text(str(epoch.epoch))]
+    for name in names:
+        value = epoch.metrics.get(name) if name in epoch.metrics else getattr(epoch, name, None)
+        cells.append(Text(_figure(value), style="bold green" if marked.get(name) == epoch.epoch else ""))
+    return [*cells, Text(duration(epoch.elapsed_seconds))]
+
+
+def _figure(value: Any) -> str:
+    known = value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+    return number(value) if known else visible(value)
+
+
+def _results(run: RunRecord) -> RenderableType:
+    results = run.final_results
+    assert results is not None
+    return _grid(
+        [
+            ("train accuracy", number(results.train_accuracy)),
+            ("dev accuracy", number(results.dev_accuracy)),
+            ("time", duration(results.total_time_seconds)),
+        ]
+    )
+
+
+def _example(run: RunRecord, width: int) -> RenderableType:
+    inference = run.final_inference
+    assert inference is not None
+    parts: list[RenderableType] = []
+    found = predictions(inference)
+    if found and all(cell_len(visible(item.token)) <= _NARROW for item in found) and len(found) > 1:
+        parts += _strips(found, width)
+    else:
+        parts.append(_grid([("input", visible(inference.example_input))]))
+        if found:
+            parts.append(_predictions_table(found))
+    layers, length = inference.attention_weights.shape[:2]
+    attention = f"{layers} layers, {length} by {length}" if layers else "none"
+    return Group(*parts, _grid([("attention", attention)]))
+
+
+def _strips(found: Sequence[Prediction], width: int) -> list[RenderableType]:
+    """Tokens above what is predicted of them, as many as fit side by side."""
+    cells = max(_NARROW, *(len(str(item.predicted)) for item in found)) + 1
+    fit = max(1, (width - 14) // cells)
+    strips: list[RenderableType] = []
+    for start in range(0, len(found), fit):
+        part = found[start : start + fit]
+        table = Table.grid()
+        table.add_column(style="dim", width=11)
+        for _ in part:
+            table.add_column(width=cells, no_wrap=True)
+        table.add_row("input", *(Text(visible(item.token), style="bold") for item in part))
+        table.add_row("predicted", *(_predicted(item) for item in part))
+        strips.append(table)
+    if any(item.unsure for item in found):
+        strips.append(Text("? another class is at least half as probable", style="dim"))
+    return strips
+
+
+def _predicted(item: Prediction) -> Text:
+    text = "-" if item.predicted is None else str(item.predicted)
+    return Text(text + "?", style="yellow") if item.unsure else Text(text)
+
+
+def _predictions_table(found: Sequence[Prediction], rows: int = 30) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("token", "predicted", "probability"):
+        table.add_column(heading, justify="left" if heading == "token" else "right", overflow="fold")
+    for item in found[:rows]:
+        table.add_row(Text(visible(item.token)), _predicted(item), number(item.probability))
+    if len(found) > rows:
+        table.add_row(Text(f"{len(found) - rows} more", style="dim"))
+    return table
+
+
+def compared_runs(runs: Mapping[str, RunRecord], states: Mapping[str, RunState]) -> Table:
+    """Runs side by side, by name: what differs in their hyperparameters, best and last of each metric, time."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column()
+    for name in runs:
+        table.add_column(Text(visible(name), style="bold"), justify="right", overflow="fold")
+    table.add_row("state", *(Text(states[name].name, _COLOURS.get(states[name].name, "")) for name in runs))
+    table.add_row("epochs", *(str(len(run.epochs)) for run in runs.values()))
+    differing = differing_hyperparameters(*runs.values())
+    if differing:
+        table.add_row()
+        table.add_row(Text("hyperparameters that differ", style="bold"))
+    for name, given in differing.items():
+        table.add_row(Text(visible(name)), *(Text("-" if value is None else visible(value)) for value in given))
+    for metric in metric_names(*runs.values()):
+        table.add_row()
+        table.add_row(Text(visible(metric), style="bold"))
+        if better(metric) is not None:
+            table.add_row("best", *_best_marked(runs, metric))
+        table.add_row("last", *(_point(last(run, metric)) for run in runs.values()))
+    table.add_row()
+    table.add_row(Text("time", style="bold"), *(_time(run) for run in runs.values()))
+    return table
+
+
+def _best_marked(runs: Mapping[str, RunRecord], metric: str) -> list[Text]:
+    """Each run's best value; the best of all stands out."""
+    found = [best(run, metric) for run in runs.values()]
+    numbers = [point.value for point in found if point is not None]
+    top = (max if better(metric) == "higher" else min)(numbers, default=None)
+    alone = len(runs) > 1
+    return [
+        Text(_point(point), style="bold green" if alone and point is not None and point.value == top else "")
+        for point in found
+    ]
+
+
+def _point(point: Point | None) -> str:
+    return "-" if point is None else f"{number(point.value)} (epoch {point.epoch})"
+
+
+def _time(run: RunRecord) -> str:
+    return duration(run.epochs[-1].elapsed_seconds) if run.epochs else "-"
+
+
+def listed_runs(found: Mapping[str, RunRecord | str], states: Mapping[str, RunState]) -> Table:
+    """A row for each file, by its name: its run, or why it can't be read."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("file", "state", "began"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("epochs", "loss", "dev acc.", "time"):
+        table.add_column(heading, justify="right")
+    for name, run in found.items():
+        if isinstance(run, str):
+            table.add_row(Text(visible(name)), Text("unreadable", style="red"), Text(visible(run)))
+            continue
+        state, ends = states[name], (last(run, "train_loss"), last(run, "dev_accuracy"))
+        table.add_row(
+            Text(visible(name)),
+            Text(state.name, _COLOURS.get(state.name, "")),
+            Text(visible(run.metadata.timestamp.replace("T", " ").removesuffix("Z"))),
+            str(len(run.epochs)),
+            *(number(point.value) if point else "-" for point in ends),
+            _time(run),
+        )
+    return table
