@@ -14,12 +14,13 @@ import trackmetrics
 # From the ground up. A module may import from floors below its own; on one floor only what is listed.
 FLOORS = [
     ["errors"],
-    ["plain", "names", "json_pointer", "whole_file", "standard_error", "wording"],
+    ["plain", "names", "json_pointer", "whole_file", "standard_error", "wording", "extras"],
     ["array_types", "non_finite", "path_lock"],
     ["record", "notices", "json_text"],
     ["sidecars", "progress", "environment", "norm_history", "termination", "curves", "example", "run_state"],
-    ["metrics_file", "places", "summary"],
-    ["resumption", "rules", "terminal"],
+    ["metrics_file", "places", "summary", "plots", "frames"],
+    ["resumption", "rules", "run_files", "export"],
+    ["terminal"],
     ["options", "validation"],
     ["instruments"],
     ["assessment"],

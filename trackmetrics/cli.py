@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import io
+import os
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from .errors import MetricsFileError, TrackmetricsError
+from .errors import MetricsFileError, TrackmetricsError, reason
+
+if TYPE_CHECKING:  # each command loads what it needs, so that none waits for another's
+    from rich.console import Console
+
+    from .run_files import RunFile
 
 app = typer.Typer(
     help="Metrics files of PyTorch trainings.",
@@ -21,6 +30,12 @@ app = typer.Typer(
 
 
 _LISTED = 100  # faults a file; a hostile one has as many as it has letters
+_FOLLOW_SECONDS = 0.5
+_WIDTH = 120  # columns, where no terminal says how many it has
+
+Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Metrics files.", show_default=False)]
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A metrics file.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON on standard output, for scripts.")]
 
 
 class Model(enum.Enum):
@@ -28,6 +43,14 @@ class Model(enum.Enum):
 
     BY_HAND = "by-hand"
     ENCODER = "encoder"
+
+
+class Format(enum.Enum):
+    """What a run can be exported to."""
+
+    CSV = "csv"
+    PARQUET = "parquet"
+    TENSORBOARD = "tensorboard"
 
 
 @app.callback()
@@ -53,11 +76,13 @@ def demo(
     ] = 0,
     device: Annotated[str, typer.Option(help="Such as cpu, cuda, mps.")] = "cpu",
     output_dir: Annotated[Path, typer.Option(help="The folder of the metrics file.")] = Path("output"),
+    as_json: AsJson = False,
 ) -> None:
     """Train a small Transformer to count letters in English text, and write its metrics file."""
-    import torch  # here, not for --help
+    import torch
 
     from . import demo as training
+    from .metrics_file import SUFFIX
 
     try:
         torch.empty(0, device=device)
@@ -71,21 +96,20 @@ def demo(
         training.main(args)
     except (TrackmetricsError, ValueError, RuntimeError) as error:
         fail(str(error).partition("\n")[0])
+    if as_json:
+        _print_json({"file": str(output_dir.absolute() / f"letter_counting{SUFFIX}")})
 
 
 @app.command(epilog="Example: trackmetrics validate output/*.json")
-def validate(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Metrics files.", show_default=False)],
-) -> None:
+def validate(files: Files, as_json: AsJson = False) -> None:
     """Check that files are what the format promises: a line for each fault, with its place, value and rule.
 
     Ends with status 0 where all are valid, 1 where one has faults, 2 where one can't be read.
     """
-    from . import validation  # here, not for --help
+    from . import validation
 
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a key may hold what the terminal has no letter for
-    statuses = []
+    _spell_out()
+    statuses, results = [], []
     for file in files:
         try:
             faults = validation.validate(file, _LISTED + 1)
@@ -93,18 +117,221 @@ def validate(
             typer.echo(f"trackmetrics: {error}", err=True)
             statuses.append(2)
             continue
+        statuses.append(1 if faults else 0)
+        results.append({"file": str(file), "valid": not faults, "faults": [vars(fault) for fault in faults[:_LISTED]]})
         lines = [str(fault) for fault in faults[:_LISTED]] or ["valid"]
         lines += ["more faults, which aren't listed"] * (len(faults) > _LISTED)
-        for line in lines:
+        for line in [] if as_json else lines:
             typer.echo(f"{file}: {line}")
-        statuses.append(1 if faults else 0)
+    if as_json:
+        _print_json(results)
     raise typer.Exit(max(statuses))
 
 
-def fail(message: str) -> NoReturn:
-    """Say in one line what is wrong, and end with status 1."""
+@app.command(epilog="Example: trackmetrics show output/letter_counting_training_metrics.json")
+def show(
+    files: Files,
+    epochs: Annotated[int, typer.Option(min=0, help="Rows of the table of epochs; 0 for all.")] = 24,
+    follow: Annotated[bool, typer.Option("--follow", help="Keep it up to date until the run has ended.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show runs: what they are, their epochs, results, and the first dev example.
+
+    With --follow it waits for a file that isn't there yet; without a terminal it shows the runs once they have ended.
+    """
+    from . import terminal
+    from .summary import described
+
+    if follow:
+        _follow(files)
+    found = _read(files)
+    if as_json:
+        _print_json([described(item.run, item.path) for item in found])
+        return
+    console = _console()
+    for item in found:
+        console.print(terminal.shown_run(item, epochs, console.width))
+
+
+def _follow(files: list[Path]) -> None:
+    """Show the epochs of runs as they come, until all have ended."""
+    from rich.live import Live
+
+    from . import terminal
+    from .run_files import RunFile
+
+    console = _console()
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        while True:
+            found = {str(file): _read([file])[0] if file.exists() else "isn't there yet" for file in files}
+            live.update(terminal.followed_runs(found, console.height), refresh=True)
+            if all(isinstance(item, RunFile) and item.state.name != "running" for item in found.values()):
+                return
+            time.sleep(_FOLLOW_SECONDS)
+
+
+@app.command(epilog="Example: trackmetrics compare output/a_training_metrics.json output/b_training_metrics.json")
+def compare(files: Files, as_json: AsJson = False) -> None:
+    """Show runs side by side: the hyperparameters that differ, best and last of each metric, time."""
+    from . import terminal
+    from .run_files import short_names
+    from .summary import differing_hyperparameters, summarize
+
+    found = _read(files)
+    if as_json:
+        differing = differing_hyperparameters(*(item.run for item in found))
+        runs = [summarize(item.run, item.path) for item in found]
+        _print_json({"runs": runs, "differing_hyperparameters": differing})
+        return
+    _console().print(terminal.compared_runs(list(zip(short_names(files), found, strict=True))))
+
+
+@app.command("list", epilog="Example: trackmetrics list output")
+def list_runs(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="A folder of metrics files.")] = Path("output"),
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Look in the folders below, too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the runs in a folder, each with what became of it."""
+    from . import terminal
+    from .run_files import find, read, short_names
+    from .summary import summarize
+
+    found: list[RunFile | str] = []
+    with _one_line():
+        paths = find(folder, deep=recursive)
+    for path in paths:
+        try:
+            found.append(read(path))
+        except MetricsFileError as error:
+            found.append(str(error))
+    if as_json:
+        rows = zip(paths, found, strict=True)
+        _print_json(
+            [
+                {"file": str(path), "fault": item} if isinstance(item, str) else summarize(item.run, path)
+                for path, item in rows
+            ]
+        )
+        return
+    _console().print(terminal.listed_runs(list(zip(short_names(paths), found, strict=True))))
+
+
+@app.command(epilog="Example: trackmetrics export output/letter_counting_training_metrics.json --to csv -o epochs.csv")
+def export(
+    file: File,
+    to: Annotated[Format, typer.Option("--to", help="The format.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file, or TensorBoard's folder; '-' is standard output.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's epochs as a table, or as TensorBoard's events.
+
+    Left out, the output stands beside the file: NAME.csv, NAME.parquet, or the folder tensorboard/NAME.
+    """
+    from . import export as formats
+    from .run_files import short_names
+
+    (found,) = _read([file])
+    name = short_names([file])[0]
+    with _one_line():
+        if to is Format.TENSORBOARD:
+            written = output or file.parent / "tensorboard" / name
+            formats.to_tensorboard(found.run, written)
+        else:
+            written = output or file.parent / f"{name}.{to.value}"
+            _write(written, (formats.to_csv if to is Format.CSV else formats.to_parquet)(found.run))
+    if as_json:
+        _print_json({"file": str(written)})
+
+
+@app.command(epilog="Example: trackmetrics plot output/letter_counting_training_metrics.json -o curves.svg")
+def plot(
+    files: Files,
+    output: Annotated[Path, typer.Option("--output", "-o", help="An image: .png, .svg or .pdf.")] = Path("curves.png"),
+    attention: Annotated[bool, typer.Option("--attention", help="Draw the attention of one run instead.")] = False,
+    layer: Annotated[int | None, typer.Option(min=0, help="One layer's attention, large; counted from 0.")] = None,
+    head: Annotated[int | None, typer.Option(min=0, help="One head's, where the run kept them; from 0.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw the curves of runs, or the attention of one, into an image file."""
+    from . import plots
+    from .run_files import short_names
+
+    kind = output.suffix.lower().removeprefix(".")
+    if kind not in ("png", "svg", "pdf"):
+        fail(f"--output is {str(output)!r}, which no format is known for; end it in .png, .svg or .pdf")
+    found = _read(files)
+    with _one_line():
+        if attention or layer is not None or head is not None:
+            if len(found) != 1:
+                fail(f"--attention was asked for of {len(found)} files; give one")
+            figure = plots.attention(found[0].run, layer, head)
+        else:
+            figure = plots.curves(*(item.run for item in found), names=short_names(files))
+        _write(output, plots.to_image(figure, kind))
+    if as_json:
+        _print_json({"file": str(output)})
+
+
+def _read(files: list[Path]) -> list[RunFile]:
+    """Read each file; one that can't be ends the command with status 2."""
+    from .run_files import read
+
+    with _one_line():
+        return [read(file) for file in files]
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """A user's mistake is one line: with status 2 where a file can't be read, else 1."""
+    try:
+        yield
+    except MetricsFileError as error:
+        fail(str(error), 2)
+    except TrackmetricsError as error:
+        fail(str(error))
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all; '-' is standard output."""
+    from .whole_file import replace_whole
+
+    if str(path) == "-":
+        sys.stdout.buffer.write(data)
+        return
+    try:
+        replace_whole(path, [data], path.with_name(f".{path.name}.tmp"))
+    except OSError as error:
+        fail(f"{path} can't be written ({reason(error)}); give another --output")
+
+
+def _print_json(value: Any) -> None:
+    from .json_text import encode
+
+    typer.echo(encode(value), nl=False)
+
+
+def _console() -> Console:
+    """Standard output as rich writes to it, nothing in a text taken for markup."""
+    from rich.console import Console
+
+    _spell_out()
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH
+    return Console(width=width, markup=False, emoji=False, highlight=False)
+
+
+def _spell_out() -> None:
+    """A text may hold what the terminal has no letter for."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def fail(message: str, status: int = 1) -> NoReturn:
+    """Say in one line what is wrong, and end with that status."""
     typer.echo(f"trackmetrics: {message}", err=True)
-    raise typer.Exit(1)
+    raise typer.Exit(status)
 
 
 def main() -> None:

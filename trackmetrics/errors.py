@@ -42,6 +42,10 @@ class AttentionError(TrackmetricsError, RuntimeError):
     """Attention maps that can't be had of a model."""
 
 
+class MissingExtraError(TrackmetricsError, ImportError):
+    """A library that isn't installed, of an extra that is asked for."""
+
+
 class TrackmetricsWarning(UserWarning):
     """A value that could not be had or written; training goes on."""
 

@@ -28,7 +28,7 @@ from .whole_file import make_folder, open_whole, put_aside, replace_whole, try_w
 DESCRIBING_KEYS = ("format_version", "dtypes", "non_finite", "sidecars")  # of the extensions: they are about the text
 MAX_INLINE_MB = 256
 DEEPEST = 100  # levels of nesting in a file; a value that a user hands in has 64 at most
-_SUFFIX = "_training_metrics.json"
+SUFFIX = "_training_metrics.json"
 _MEGABYTE = 1_000_000
 
 
@@ -64,7 +64,7 @@ class MetricsFile:
             raise OutputError(
                 f"output_dir is {shown(output_dir)}, in a working folder that no longer exists; give an absolute path"
             ) from None
-        self.path = self.folder / f"{check_name('part', part)}{_SUFFIX}"
+        self.path = self.folder / f"{check_name('part', part)}{SUFFIX}"
         self._keep_previous = keep_previous
         self._max_inline = max_inline_mb * _MEGABYTE
         self._lock = PathLock(self.path)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .curves import best, last, metric_names
+from .example import predictions
 from .record import RunRecord
 from .run_state import state_of
 
@@ -31,6 +32,16 @@ def summarize(run: RunRecord, path: str | os.PathLike[str]) -> dict[str, Any]:
         "best": {name: vars(point) for name in names if (point := best(run, name)) is not None},
         "last": {name: vars(point) for name in names if (point := last(run, name)) is not None},
         "final_results": None if results is None else vars(results),
+    }
+
+
+def described(run: RunRecord, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Give what `summarize` does, the hyperparameters, and what is predicted of the final example."""
+    found = predictions(run.final_inference) if run.final_inference is not None else []
+    return {
+        **summarize(run, path),
+        "hyperparameters": hyperparameters(run),
+        "predictions": [vars(prediction) for prediction in found],
     }
 
 

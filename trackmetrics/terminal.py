@@ -15,7 +15,7 @@ from rich.text import Text
 from .curves import Point, best, better, last, metric_names, values
 from .example import Prediction, predictions
 from .record import EpochRecord, RunRecord
-from .run_state import RunState, state_of
+from .run_files import RunFile
 from .summary import differing_hyperparameters, hyperparameters
 from .wording import duration, number, trend, visible
 
@@ -26,12 +26,14 @@ _HEADINGS = {
     "dev_accuracy": "dev acc.",
     "gradient_norm": "grad. norm",
 }
+_FRAME = 5  # lines around the epochs of a run that is followed
 _NARROW = 2  # cells: tokens up to here stand in strips, longer ones in a table
 
 
-def shown_run(run: RunRecord, path: str, rows: int, width: int) -> RenderableType:
+def shown_run(item: RunFile, rows: int, width: int) -> RenderableType:
     """One run: what it is, its epochs (`rows` of them, 0 for all), results, the example, warnings."""
-    parts: list[RenderableType] = [_title(run, state_of(run, path)), _facts(run, path)]
+    run = item.run
+    parts: list[RenderableType] = [_title(item), _facts(item)]
     given = hyperparameters(run)
     if given:
         parts.append(_section("hyperparameters", _hyperparameters(given)))
@@ -47,17 +49,29 @@ def shown_run(run: RunRecord, path: str, rows: int, width: int) -> RenderableTyp
     return Group(*parts)
 
 
-def _title(run: RunRecord, state: RunState) -> Text:
-    return Text.assemble(
-        (visible(run.metadata.task), "bold"), "  ", (visible(str(state)), _COLOURS.get(state.name, "")), overflow="fold"
-    )
+def followed_runs(found: Mapping[str, RunFile | str], height: int) -> RenderableType:
+    """Runs by path while they go on, or why there is none yet: as many epochs as there is room for."""
+    rows = max(1, height // len(found) - _FRAME)
+    parts: list[RenderableType] = []
+    for path, item in found.items():
+        if isinstance(item, str):
+            parts.append(Text(f"{visible(path)} {item}", style="dim"))
+        else:
+            parts += [_title(item), epochs_table(item.run, rows)]
+    return Group(*parts)
+
+
+def _title(item: RunFile) -> Text:
+    state = Text(visible(str(item.state)), _COLOURS.get(item.state.name, ""))
+    return Text.assemble((visible(item.run.metadata.task), "bold"), "  ", state, overflow="fold")
 
 
 def _section(heading: str, body: RenderableType) -> RenderableType:
     return Group(Text(""), Text(heading, style="bold"), Padding(body, (0, 0, 0, 2)))
 
 
-def _facts(run: RunRecord, path: str) -> RenderableType:
+def _facts(item: RunFile) -> RenderableType:
+    run = item.run
     environment = (run.extensions or {}).get("environment")
     versions = environment if isinstance(environment, dict) else {}
     on = [
@@ -65,7 +79,7 @@ def _facts(run: RunRecord, path: str) -> RenderableType:
         *(f"{name} {versions[name]}" for name in ("torch", "python") if name in versions),
     ]
     facts = {
-        "file": path,
+        "file": str(item.path),
         "began": run.metadata.timestamp.replace("T", " ").replace("Z", " UTC"),
         "device": ", ".join(visible(item) for item in (run.metadata.device, *on) if item),
     }
@@ -186,34 +200,39 @@ def _predictions_table(found: Sequence[Prediction], rows: int = 30) -> Table:
     return table
 
 
-def compared_runs(runs: Mapping[str, RunRecord], states: Mapping[str, RunState]) -> Table:
-    """Runs side by side, by name: what differs in their hyperparameters, best and last of each metric, time."""
+def compared_runs(found: Sequence[tuple[str, RunFile]]) -> Table:
+    """Runs side by side, each with its name: hyperparameters that differ, best and last of each metric, time."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column()
-    for name in runs:
+    for name, _ in found:
         table.add_column(Text(visible(name), style="bold"), justify="right", overflow="fold")
-    table.add_row("state", *(Text(states[name].name, _COLOURS.get(states[name].name, "")) for name in runs))
-    table.add_row("epochs", *(str(len(run.epochs)) for run in runs.values()))
-    differing = differing_hyperparameters(*runs.values())
+    runs = [item.run for _, item in found]
+    table.add_row("state", *(_state(item) for _, item in found))
+    table.add_row("epochs", *(str(len(run.epochs)) for run in runs))
+    differing = differing_hyperparameters(*runs)
     if differing:
         table.add_row()
         table.add_row(Text("hyperparameters that differ", style="bold"))
     for name, given in differing.items():
         table.add_row(Text(visible(name)), *(Text("-" if value is None else visible(value)) for value in given))
-    for metric in metric_names(*runs.values()):
+    for metric in metric_names(*runs):
         table.add_row()
         table.add_row(Text(visible(metric), style="bold"))
         if better(metric) is not None:
             table.add_row("best", *_best_marked(runs, metric))
-        table.add_row("last", *(_point(last(run, metric)) for run in runs.values()))
+        table.add_row("last", *(_point(last(run, metric)) for run in runs))
     table.add_row()
-    table.add_row(Text("time", style="bold"), *(_time(run) for run in runs.values()))
+    table.add_row(Text("time", style="bold"), *(_time(run) for run in runs))
     return table
 
 
-def _best_marked(runs: Mapping[str, RunRecord], metric: str) -> list[Text]:
+def _state(item: RunFile) -> Text:
+    return Text(item.state.name, _COLOURS.get(item.state.name, ""))
+
+
+def _best_marked(runs: Sequence[RunRecord], metric: str) -> list[Text]:
     """Each run's best value; the best of all stands out."""
-    found = [best(run, metric) for run in runs.values()]
+    found = [best(run, metric) for run in runs]
     numbers = [point.value for point in found if point is not None]
     top = (max if better(metric) == "higher" else min)(numbers, default=None)
     alone = len(runs) > 1
@@ -231,21 +250,21 @@ def _time(run: RunRecord) -> str:
     return duration(run.epochs[-1].elapsed_seconds) if run.epochs else "-"
 
 
-def listed_runs(found: Mapping[str, RunRecord | str], states: Mapping[str, RunState]) -> Table:
-    """A row for each file, by its name: its run, or why it can't be read."""
+def listed_runs(found: Sequence[tuple[str, RunFile | str]]) -> Table:
+    """A row for each file, with its name: its run, or why it can't be read."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for heading in ("file", "state", "began"):
         table.add_column(heading, overflow="fold")
     for heading in ("epochs", "loss", "dev acc.", "time"):
         table.add_column(heading, justify="right")
-    for name, run in found.items():
-        if isinstance(run, str):
-            table.add_row(Text(visible(name)), Text("unreadable", style="red"), Text(visible(run)))
+    for name, item in found:
+        if isinstance(item, str):
+            table.add_row(Text(visible(name)), Text("unreadable", style="red"), Text(visible(item)))
             continue
-        state, ends = states[name], (last(run, "train_loss"), last(run, "dev_accuracy"))
+        run, ends = item.run, (last(item.run, "train_loss"), last(item.run, "dev_accuracy"))
         table.add_row(
             Text(visible(name)),
-            Text(state.name, _COLOURS.get(state.name, "")),
+            _state(item),
             Text(visible(run.metadata.timestamp.replace("T", " ").removesuffix("Z"))),
             str(len(run.epochs)),
             *(number(point.value) if point else "-" for point in ends),
