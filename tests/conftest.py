@@ -21,6 +21,13 @@ for helper in ("oracle", "metrics_by_hand"):
     pytest.register_assert_rewrite(helper)  # so that what they assert is shown with its values
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Print what tests counted, which their passing alone doesn't say."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{report.nodeid.rpartition('::')[2]}: {name}: {value}")
+
+
 _OF_OTHERS = ("QueueFeeder", "tqdm_monitor", "ThreadPoolExecutor")
 
 

@@ -96,7 +96,7 @@ def killed_training(process, epochs, delay, *, resume=False):
     raise AssertionError("the trainings have ended")
 
 
-def test_a_training_killed_at_200_random_moments_loses_the_epoch_in_progress_at_most(trainings, tmp_path, capsys):
+def test_a_training_killed_at_200_random_moments_loses_the_epoch_in_progress_at_most(trainings, tmp_path, record_property):
     """At each of 200 kills the file is whole and has every epoch whose block was left; leftovers go with the next."""
     chance = random.Random(0)
     counts = Counter()
@@ -114,8 +114,8 @@ def test_a_training_killed_at_200_random_moments_loses_the_epoch_in_progress_at_
         counts["files whole"] += 1
         counts["killed between the rename and the word of it"] += len(record.epochs) > done
         counts["temporary files left, for the next run to take away"] += f".{NAME}.tmp" in leftovers
-    with capsys.disabled():
-        print("\n" + ", ".join(f"{name}: {count}" for name, count in counts.items()) + ", whole epochs lost: 0")
+    counted = ", ".join(f"{name}: {count}" for name, count in counts.items())
+    record_property("counts", f"{counted}, whole epochs lost: 0")
     assert counts["temporary files left, for the next run to take away"] > KILLS // 10, "few kills fell into a save"
     killed_training(trainings, 1, 0)
     with MetricsFile("output", "t"):
