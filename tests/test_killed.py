@@ -96,7 +96,9 @@ def killed_training(process, epochs, delay, *, resume=False):
     raise AssertionError("the trainings have ended")
 
 
-def test_a_training_killed_at_200_random_moments_loses_the_epoch_in_progress_at_most(trainings, tmp_path, record_property):
+def test_a_training_killed_at_200_random_moments_loses_the_epoch_in_progress_at_most(
+    trainings, tmp_path, record_property
+):
     """At each of 200 kills the file is whole and has every epoch whose block was left; leftovers go with the next."""
     chance = random.Random(0)
     counts = Counter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from .record import METRIC_KEYS, EpochRecord, RunRecord
 
@@ -41,12 +41,13 @@ def _any_number(run: RunRecord, name: str) -> bool:
 
 def values(run: RunRecord, name: str) -> list[float | None]:
     """Give a metric's value of each epoch, None where there is no number."""
-    return [_value(epoch, name) for epoch in run.epochs]
+    found = (recorded(epoch, name) for epoch in run.epochs)
+    return [value if isinstance(value, (int, float)) and not isinstance(value, bool) else None for value in found]
 
 
-def _value(epoch: EpochRecord, name: str) -> float | None:
-    value = getattr(epoch, name) if name in METRIC_KEYS else epoch.metrics.get(name)
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+def recorded(epoch: EpochRecord, name: str) -> Any:
+    """Give what stands in an epoch under a metric's name, a number or not; None where nothing does."""
+    return getattr(epoch, name) if name in METRIC_KEYS else epoch.metrics.get(name)
 
 
 def seconds_an_epoch(run: RunRecord) -> list[float]:

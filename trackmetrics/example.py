@@ -18,7 +18,7 @@ class Prediction:
     """The most probable class of one row of the log-probabilities.
 
     `unsure` where another class is at least half as probable. `predicted` and `probability` are None where the row
-    holds a NaN.
+    holds a NaN, or nothing.
     """
 
     token: str
@@ -55,9 +55,10 @@ def predictions(inference: FinalInference) -> list[Prediction]:
 
 
 def _prediction(token: str, row: npt.NDArray[Any]) -> Prediction:
-    if np.isnan(row).any():
+    if np.isnan(row).any() or not row.size:
         return Prediction(token, None, None, True)
-    probabilities = np.exp(row.astype(np.float64))
+    with np.errstate(over="ignore"):
+        probabilities = np.exp(row.astype(np.float64))
     predicted = int(row.argmax())
     probability = float(probabilities[predicted])
     others = np.delete(probabilities, predicted)

@@ -34,10 +34,11 @@ def find(folder: Path, *, deep: bool = False) -> list[Path]:
     Raises `MetricsFileError` where there is no such folder, or none in it.
     """
     try:
-        names = folder.rglob(f"*{SUFFIX}") if deep else (Path(item.path) for item in os.scandir(folder))
-        found = sorted(path for path in names if path.name.endswith(SUFFIX) and not path.name.startswith("."))
+        paths = [Path(item.path) for item in os.scandir(folder)]
+        found = sorted(folder.rglob(f"*{SUFFIX}") if deep else paths)
     except OSError as error:
         raise MetricsFileError(f"{folder} can't be listed ({reason(error)}); give a folder of metrics files") from None
+    found = [path for path in found if path.name.endswith(SUFFIX) and not path.name.startswith(".")]
     if not found:
         below = "" if deep else ", or look below it with --recursive"
         raise MetricsFileError(f"no metrics file (*{SUFFIX}) is in {folder}; give another folder{below}")

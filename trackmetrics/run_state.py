@@ -10,6 +10,8 @@ import psutil
 
 from .record import RunRecord
 
+_GRANULARITY = 1  # second, of a process's beginning and a file's date
+
 
 @dataclass(frozen=True)
 class RunState:
@@ -60,7 +62,9 @@ def _running(process: object, host: object, path: str) -> RunState:
 def _lives(process: int, path: str) -> bool:
     """Whether the process is there that wrote the file, and not a later one of the same number."""
     try:
-        return bool(psutil.Process(process).create_time() <= os.stat(path).st_mtime + 1)
+        found = psutil.Process(process)
+        ended = found.status() == psutil.STATUS_ZOMBIE  # and nobody has asked for its status yet
+        return not ended and bool(found.create_time() <= os.stat(path).st_mtime + _GRANULARITY)
     except psutil.AccessDenied:  # somebody else's is there
         return True
     except (psutil.NoSuchProcess, ValueError, OverflowError, OSError):

@@ -65,12 +65,12 @@ def differing_hyperparameters(*runs: RunRecord) -> dict[str, list[Any]]:
 def hyperparameters(run: RunRecord) -> dict[str, Any]:
     """Give a run's hyperparameters by dotted name, those of the model first."""
     given = run.metadata.hyperparameters
-    return dict(_leaves({"model": given.model, "training": given.training}, ""))
+    return {**dict(_leaves(given.model, "model")), **dict(_leaves(given.training, "training"))}
 
 
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and (value or not name):
-        for key, item in value.items():
-            yield from _leaves(item, f"{name}.{key}" if name else key)
-    else:
-        yield name, value
+def _leaves(values: Mapping[str, Any], name: str) -> Iterator[tuple[str, Any]]:
+    for key, item in values.items():
+        if isinstance(item, Mapping) and item:
+            yield from _leaves(item, f"{name}.{key}")
+        else:
+            yield f"{name}.{key}", item

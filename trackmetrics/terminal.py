@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from .curves import Point, best, better, last, metric_names, values
+from .curves import Point, best, better, last, metric_names, recorded, values
 from .example import Prediction, predictions
 from .record import EpochRecord, RunRecord
 from .run_files import RunFile
@@ -82,8 +82,20 @@ def _facts(item: RunFile) -> RenderableType:
         "file": str(item.path),
         "began": run.metadata.timestamp.replace("T", " ").replace("Z", " UTC"),
         "device": ", ".join(visible(item) for item in (run.metadata.device, *on) if item),
+        "steps": _steps(run),
     }
     return _grid((name, visible(value)) for name, value in facts.items() if value)
+
+
+def _steps(run: RunRecord) -> str:
+    """How many training steps, and of how many there is no norm."""
+    told = (run.extensions or {}).get("gradient_norm")
+    norms = told if isinstance(told, dict) else {}
+    if not norms.get("steps"):
+        return ""
+    apart = {"skipped by the gradient scaler": "skipped_steps", "with a gradient that isn't finite": "non_finite_steps"}
+    parts = [f"{visible(norms[key])} {words}" for words, key in apart.items() if norms.get(key)]
+    return ", ".join([visible(norms["steps"]), *parts])
 
 
 def _grid(rows: Iterable[tuple[str, str]]) -> Table:
@@ -96,10 +108,11 @@ def _grid(rows: Iterable[tuple[str, str]]) -> Table:
 
 
 def _hyperparameters(given: Mapping[str, Any]) -> RenderableType:
-    sections = {name: {key.partition(".")[2]: value for key, value in given.items() if key.startswith(name + ".")}
-                for name in ("model", "training")}  # fmt: skip
-    return Columns([_grid((visible(key), visible(value)) for key, value in section.items())
-                    for section in sections.values() if section], padding=(0, 6))  # fmt: skip
+    sections = []
+    for name in ("model", "training"):
+        rows = [(visible(key.removeprefix(f"{name}.")), visible(given[key])) for key in given if key.startswith(name)]
+        sections += [Group(Text(name, style="underline"), _grid(rows))] if rows else []
+    return Columns(sections, padding=(0, 6))
 
 
 def epochs_table(run: RunRecord, rows: int) -> Table:
@@ -127,8 +140,8 @@ def epochs_table(run: RunRecord, rows: int) -> Table:
 def _row(epoch: EpochRecord, names: Sequence[str], marked: Mapping[str, int]) -> list[Text]:
     cells = [Text(str(epoch.epoch))]
     for name in names:
-        value = epoch.metrics.get(name) if name in epoch.metrics else getattr(epoch, name, None)
-        cells.append(Text(_figure(value), style="bold green" if marked.get(name) == epoch.epoch else ""))
+        style = "bold green" if marked.get(name) == epoch.epoch else ""
+        cells.append(Text(_figure(recorded(epoch, name)), style))
     return [*cells, Text(duration(epoch.elapsed_seconds))]
 
 

@@ -50,7 +50,7 @@ def duration(seconds: float) -> str:
     >>> duration(4.25), duration(62), duration(7325)
     ('4.2 s', '1 min 2 s', '2 h 2 min')
     """
-    if seconds < 60:
+    if not 59.95 <= seconds < math.inf:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
@@ -65,11 +65,15 @@ def trend(numbers: Sequence[float | None], width: int = 12) -> str:
     size = max(1, math.ceil(len(numbers) / width))
     cut = [numbers[start : start + size] for start in range(0, len(numbers), size)]
     parts = [[value for value in part if value is not None and math.isfinite(value)] for part in cut]
-    means = [math.fsum(part) / len(part) if part else None for part in parts]
+    means = [math.fsum(value / len(part) for value in part) if part else None for part in parts]
     found = [mean for mean in means if mean is not None]
     if not found:
         return ""
-    low, span = min(found), max(found) - min(found)
-    steps = len(_BLOCKS) - 1
-    heights = [None if mean is None else round((mean - low) / span * steps) if span else 0 for mean in means]
-    return "".join(" " if height is None else _BLOCKS[height] for height in heights)
+    low, high = min(found), max(found)
+    return "".join(" " if mean is None else _BLOCKS[_height(mean, low, high)] for mean in means)
+
+
+def _height(mean: float, low: float, high: float) -> int:
+    """Which block it is; halves, since the difference of the largest doubles is none."""
+    span = high / 2 - low / 2
+    return round((mean / 2 - low / 2) / span * (len(_BLOCKS) - 1)) if span else 0
