@@ -72,7 +72,7 @@ def test_no_folder_is_an_error(tmp_path, deep):
         ([], []),
         ([f"out/{NAME}"], ["counting"]),
         ([f"out/{NAME}", f"other/{NAME}"], ["out/counting", "other/counting"]),
-        ([f"a/out/{NAME}", f"b/out/{NAME}", "out/x_training_metrics.json"], ["a/out/counting", "b/out/counting", "out/x"]),
+        ([f"a/out/{NAME}", f"b/out/{NAME}", "x.json"], ["a/out/counting", "b/out/counting", "x.json"]),
         ([f"out/{NAME}", f"out/{NAME}"], ["counting", "counting"]),
         (["out/other.json"], ["other.json"]),
         ([NAME, f"out/{NAME}"], ["counting", "out/counting"]),

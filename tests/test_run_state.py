@@ -68,7 +68,7 @@ def test_another_host_cannot_be_looked_at(gone):
     [
         ({"state": "completed"}, "completed"),
         ({"state": "failed", "error": {"type": "ValueError", "message": "no"}}, "failed (ValueError: no)"),
-        ({"state": "interrupted", "error": {"type": "KeyboardInterrupt", "message": ""}}, "interrupted (KeyboardInterrupt)"),
+        ({"state": "interrupted", "error": {"type": "SystemExit", "message": ""}}, "interrupted (SystemExit)"),
         ({"state": "interrupted", "error": "no"}, "interrupted"),
         ({"state": "running"}, "running"),
         ({"state": "running", "process": "7", "host": HERE}, "running"),

@@ -11,6 +11,7 @@ from typing import Any
 
 from . import extras
 from .curves import metric_names, points
+from .errors import ArgumentError, MetricsFileError, shown
 from .frames import columns, to_frame
 from .record import RunRecord
 from .summary import hyperparameters
@@ -48,12 +49,16 @@ def to_parquet(run: RunRecord) -> bytes:
 def to_tensorboard(run: RunRecord, folder: Path) -> None:
     """Write the epochs as scalars, by epoch, and the hyperparameters, to an event file in a folder; without torch.
 
-    Each value has the time at which its epoch ended. Raises `MissingExtraError`.
+    Each value has the time at which its epoch ended. Raises `MissingExtraError`, `ArgumentError` where the folder
+    holds events already, `MetricsFileError` where the run has no date.
     """
     writer = extras.load("tensorboard.summary.writer.event_file_writer", extra="tensorboard").EventFileWriter
+    if any(folder.glob("events.out.tfevents.*")):
+        raise ArgumentError(f"{folder} holds TensorBoard's events already; remove them, or give another --output")
+    made = list(_events(run))
     events = writer(str(folder))
     try:
-        for event in _events(run):
+        for event in made:
             events.add_event(event)
     finally:
         events.close()
@@ -74,7 +79,10 @@ def _events(run: RunRecord) -> Iterable[Any]:
 
 
 def _began(run: RunRecord) -> float:
-    return datetime.datetime.fromisoformat(run.metadata.timestamp.replace("Z", "+00:00")).timestamp()
+    try:
+        return datetime.datetime.fromisoformat(run.metadata.timestamp.replace("Z", "+00:00")).timestamp()
+    except (ValueError, OverflowError):
+        raise MetricsFileError(f"metadata.timestamp is {shown(run.metadata.timestamp)}, which is no date") from None
 
 
 def _simple(values: dict[str, Any]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def followed_runs(found: Mapping[str, RunFile | str], height: int) -> Renderable
     parts: list[RenderableType] = []
     for path, item in found.items():
         if isinstance(item, str):
-            parts.append(Text(f"{visible(path)} {item}", style="dim"))
+            parts.append(Text(visible(f"{path} {item}"), style="dim"))
         else:
             parts += [_title(item), epochs_table(item.run, rows)]
     return Group(*parts)
