@@ -204,15 +204,15 @@ d     running      2026-01-30 22:08:22                                0       - 
 
 def test_runs_that_are_followed_fit_the_terminal():
     """Two runs on twenty lines, and one that isn't there yet."""
-    found = {"a.json": a_file(losses=[1.0] * 40), "b.json": a_file(), "c.json": "isn't there yet"}
+    found = {Path("a.json"): a_file(losses=[1.0] * 40), Path("b.json"): a_file(), Path("c.json"): None}
     lines = drawn(terminal.followed_runs(found, 30)).splitlines()
     assert len(lines) <= 30
     assert [line.split()[0] for line in lines] == [
         *("counting", "epoch", "1", "⋮", "37", "38", "39", "40", "trend"),
         *("counting", "epoch", "1", "2", "3", "trend"),
-        "c.json",
+        "waiting",
     ]
-    assert lines[-1] == "c.json isn't there yet"
+    assert lines[-1] == "waiting for c.json"
 
 
 def test_texts_from_the_file_stay_texts():
@@ -231,7 +231,8 @@ def test_texts_from_the_file_stay_texts():
     item = RunFile(Path(evil), run, state_of(run, evil))
     for view in (
         terminal.shown_run(item, 0, 200), terminal.compared_runs([(evil, item), ("b", a_file())]),
-        terminal.listed_runs([(evil, item), (evil, evil)]), terminal.followed_runs({evil: item, "b": evil}, 40),
+        terminal.listed_runs([(evil, item), (evil, evil)]),
+        terminal.followed_runs({Path("a"): item, Path(evil): None}, 40),
     ):  # fmt: skip
         text = drawn(view, 200, colours=True)
         assert "[bold red]x[/]\\x1b[2J:smile:" in re.sub("\x1b\\[[0-9;]*m", "", text)
@@ -245,6 +246,6 @@ def test_any_record_can_be_shown(record):
     item = RunFile(Path("a.json"), record, state_of(record, "a.json"))
     for view in (
         terminal.shown_run(item, 3, 80), terminal.compared_runs([("a", item), ("b", a_file())]),
-        terminal.listed_runs([("a", item)]), terminal.followed_runs({"a": item}, 10),
+        terminal.listed_runs([("a", item)]), terminal.followed_runs({Path("a"): item}, 10),
     ):  # fmt: skip
         assert drawn(view, 80)

@@ -7,7 +7,6 @@ import enum
 import io
 import os
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -30,7 +29,6 @@ app = typer.Typer(
 
 
 _LISTED = 100  # faults a file; a hostile one has as many as it has letters
-_FOLLOW_SECONDS = 0.5
 _WIDTH = 120  # columns, where no terminal says how many it has
 
 Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Metrics files.", show_default=False)]
@@ -157,17 +155,12 @@ def _follow(files: list[Path]) -> None:
     """Show the epochs of runs as they come, until all have ended."""
     from rich.live import Live
 
-    from . import terminal
-    from .run_files import RunFile
+    from . import run_files, terminal
 
     console = _console()
-    with Live(console=console, auto_refresh=False, transient=True) as live:
-        while True:
-            found = {str(file): _read([file])[0] if file.exists() else "isn't there yet" for file in files}
+    with _one_line(), Live(console=console, auto_refresh=False, transient=True) as live:
+        for found in run_files.follow(files):
             live.update(terminal.followed_runs(found, console.height), refresh=True)
-            if all(isinstance(item, RunFile) and item.state.name != "running" for item in found.values()):
-                return
-            time.sleep(_FOLLOW_SECONDS)
 
 
 @app.command(epilog="Example: trackmetrics compare output/a_training_metrics.json output/b_training_metrics.json")
@@ -204,7 +197,7 @@ def list_runs(
         try:
             found.append(read(path))
         except MetricsFileError as error:
-            found.append(str(error))
+            found.append(str(error).removeprefix(f"{path} "))
     if as_json:
         rows = zip(paths, found, strict=True)
         _print_json(

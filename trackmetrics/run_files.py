@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from .errors import MetricsFileError, reason
@@ -20,12 +21,46 @@ class RunFile:
     path: Path
     run: RunRecord
     state: RunState
+    written: int = 0  # nanoseconds
 
 
 def read(path: str | os.PathLike[str]) -> RunFile:
     """Read a run's file. Raises `MetricsFileError` for what isn't one."""
+    written = _date(path)  # before it is read: what is written meanwhile is seen the next time
     run = load_run(path)
-    return RunFile(Path(path), run, state_of(run, path))
+    return RunFile(Path(path), run, state_of(run, path), written)
+
+
+def follow(paths: Sequence[Path], pause_seconds: float = 0.5) -> Iterator[dict[Path, RunFile | None]]:
+    """Give the runs, None for a file that isn't there yet, and again whenever one has changed, until all have ended.
+
+    A file is read only when it was written anew. Raises `MetricsFileError` for one that isn't a metrics file.
+    """
+    found: dict[Path, RunFile | None] = {}
+    while True:
+        before, found = found, {path: _anew(path, found.get(path)) for path in paths}
+        if found != before:
+            yield found
+        if all(item is not None and item.state.name != "running" for item in found.values()):
+            return
+        time.sleep(pause_seconds)
+
+
+def _anew(path: Path, known: RunFile | None) -> RunFile | None:
+    written = _date(path)
+    if not written:
+        return None
+    if known is None or known.written != written:
+        return read(path)
+    return replace(known, state=state_of(known.run, path))
+
+
+def _date(path: str | os.PathLike[str]) -> int:
+    """When a file was written, in nanoseconds; 0 where there is none."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def find(folder: Path, *, deep: bool = False) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.cells import cell_len
@@ -49,13 +50,13 @@ def shown_run(item: RunFile, rows: int, width: int) -> RenderableType:
     return Group(*parts)
 
 
-def followed_runs(found: Mapping[str, RunFile | str], height: int) -> RenderableType:
-    """Runs by path while they go on, or why there is none yet: as many epochs as there is room for."""
+def followed_runs(found: Mapping[Path, RunFile | None], height: int) -> RenderableType:
+    """Runs while they go on, None for a file that isn't there yet: as many epochs as there is room for."""
     rows = max(1, height // len(found) - _FRAME)
     parts: list[RenderableType] = []
     for path, item in found.items():
-        if isinstance(item, str):
-            parts.append(Text(visible(f"{path} {item}"), style="dim"))
+        if item is None:
+            parts.append(Text(visible(f"waiting for {path}"), style="dim"))
         else:
             parts += [_title(item), epochs_table(item.run, rows)]
     return Group(*parts)
