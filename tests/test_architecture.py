@@ -21,6 +21,7 @@ FLOORS = [
     ["metrics_file", "places", "summary", "plots", "frames"],
     ["resumption", "rules", "run_files", "export"],
     ["terminal"],
+    ["display"],
     ["options", "validation"],
     ["instruments"],
     ["assessment"],

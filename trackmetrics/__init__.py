@@ -13,6 +13,7 @@
 Importing this package is quick: torch is loaded when a run begins, the names below when they are first used.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,23 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def _be_shown_in_notebooks() -> None:
+    """A run as the value of a cell is a table, not its `repr`."""
+    shell = sys.modules["IPython"].get_ipython()
+    if shell is not None:
+        shell.display_formatter.formatters["text/html"].for_type_by_name("trackmetrics.record", "RunRecord", _as_html)
+
+
+def _as_html(run: Any) -> str:
+    from .display import as_html
+
+    return as_html(run)
+
+
+if "IPython" in sys.modules:
+    _be_shown_in_notebooks()
 
 
 def __dir__() -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from rich.text import Text
 
 from .curves import Point, best, better, last, metric_names, recorded, values
 from .example import Prediction, predictions
-from .record import EpochRecord, RunRecord
+from .record import EpochRecord, FinalInference, FinalResults, RunRecord
 from .run_files import RunFile
 from .summary import differing_hyperparameters, hyperparameters
 from .wording import duration, number, trend, visible
@@ -32,18 +32,27 @@ _NARROW = 2  # cells: tokens up to here stand in strips, longer ones in a table
 
 
 def shown_run(item: RunFile, rows: int, width: int) -> RenderableType:
-    """One run: what it is, its epochs (`rows` of them, 0 for all), results, the example, warnings."""
-    run = item.run
-    parts: list[RenderableType] = [_title(item), _facts(item)]
+    """One run: what became of it, its file, and its record."""
+    return Group(_title(item), _record(item.run, {"file": str(item.path)}, rows, width))
+
+
+def shown_record(run: RunRecord, rows: int, width: int) -> RenderableType:
+    """One run of which only the record is at hand."""
+    return _record(run, {"task": run.metadata.task}, rows, width)
+
+
+def _record(run: RunRecord, known: Mapping[str, str], rows: int, width: int) -> RenderableType:
+    """What is `known`, where it ran, its epochs (`rows` of them, 0 for all), results, the example, warnings."""
+    parts: list[RenderableType] = [_grid(_facts(run, known))]
     given = hyperparameters(run)
     if given:
         parts.append(_section("hyperparameters", _hyperparameters(given)))
     if run.epochs:
         parts.append(_section("epochs", epochs_table(run, rows)))
     if run.final_results is not None:
-        parts.append(_section("final results", _results(run)))
+        parts.append(_section("final results", _results(run.final_results)))
     if run.final_inference is not None:
-        parts.append(_section("first dev example", _example(run, width)))
+        parts.append(_section("first dev example", _example(run.final_inference, width)))
     told = (run.extensions or {}).get("warnings")
     if isinstance(told, list) and told:
         parts.append(_section("warnings", Group(*(Text(f"• {visible(item)}", style="yellow") for item in told))))
@@ -71,8 +80,7 @@ def _section(heading: str, body: RenderableType) -> RenderableType:
     return Group(Text(""), Text(heading, style="bold"), Padding(body, (0, 0, 0, 2)))
 
 
-def _facts(item: RunFile) -> RenderableType:
-    run = item.run
+def _facts(run: RunRecord, known: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     environment = (run.extensions or {}).get("environment")
     versions = environment if isinstance(environment, dict) else {}
     on = [
@@ -80,12 +88,12 @@ def _facts(item: RunFile) -> RenderableType:
         *(f"{name} {versions[name]}" for name in ("torch", "python") if name in versions),
     ]
     facts = {
-        "file": str(item.path),
+        **known,
         "began": run.metadata.timestamp.replace("T", " ").replace("Z", " UTC"),
         "device": ", ".join(visible(item) for item in (run.metadata.device, *on) if item),
         "steps": _steps(run),
     }
-    return _grid((name, visible(value)) for name, value in facts.items() if value)
+    return ((name, visible(value)) for name, value in facts.items() if value)
 
 
 def _steps(run: RunRecord) -> str:
@@ -151,9 +159,7 @@ def _figure(value: Any) -> str:
     return number(value) if known else visible(value)
 
 
-def _results(run: RunRecord) -> RenderableType:
-    results = run.final_results
-    assert results is not None
+def _results(results: FinalResults) -> RenderableType:
     return _grid(
         [
             ("train accuracy", number(results.train_accuracy)),
@@ -163,9 +169,7 @@ def _results(run: RunRecord) -> RenderableType:
     )
 
 
-def _example(run: RunRecord, width: int) -> RenderableType:
-    inference = run.final_inference
-    assert inference is not None
+def _example(inference: FinalInference, width: int) -> RenderableType:
     parts: list[RenderableType] = []
     found = predictions(inference)
     if found and all(cell_len(visible(item.token)) <= _NARROW for item in found) and len(found) > 1:
