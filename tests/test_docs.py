@@ -17,9 +17,11 @@ def test_the_code_of_a_page_runs(page, tmp_path):
     code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
     (tmp_path / "page.py").write_text(code)
     done = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    if "MissingExtraError" in done.stderr:
+        pytest.skip(done.stderr.splitlines()[-1])
     assert done.returncode == 0, done.stderr
     warned = re.findall(r"TrackmetricsWarning: (.*)", done.stderr)
-    assert all(re.match("final_results.train_accuracy", text) for text in warned), warned
+    assert all(re.match("final_results.train_accuracy|final_inference", text) for text in warned), warned
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.stem)
