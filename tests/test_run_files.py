@@ -1,11 +1,14 @@
 """Metrics files to look at: read, found, told apart."""
 
 import os
+import socket
+import time
 from pathlib import Path
 
 import pytest
 from a_run_to_look_at import a_run
 
+from trackmetrics import run_files
 from trackmetrics.errors import MetricsFileError
 from trackmetrics.metrics_file import encode_record
 from trackmetrics.run_files import find, read, short_names
@@ -83,3 +86,32 @@ def test_no_folder_is_an_error(tmp_path, deep):
 def test_names_tell_files_apart(paths, names):
     """By the part alone where that does, else by as many folders as it takes; the same file has the same name."""
     assert short_names(paths) == names
+
+
+def test_following_gives_each_change_once(tmp_path, monkeypatch):
+    """The file that comes, each epoch, the end; nothing anew where nothing is new."""
+    path = tmp_path / NAME
+    live = {"state": "running", "process": os.getpid(), "host": socket.gethostname()}
+    happens = iter(
+        [
+            lambda: None,
+            lambda: write(path, losses=(0.5,), **live),
+            lambda: None,
+            lambda: write(path, losses=(0.5, 0.25), **live),
+            lambda: None,
+            lambda: write(path, losses=(0.5, 0.25)),
+        ]
+    )
+    dates = iter(range(10))
+
+    def pause(seconds):
+        assert seconds == 0.5
+        if next(happens)() is not None:
+            os.utime(path, ns=(0, time.time_ns() + next(dates)))  # writes of one moment have one date
+
+    monkeypatch.setattr(run_files.time, "sleep", pause)
+    given = [
+        found[path] and (found[path].state.name, len(found[path].run.epochs)) for found in run_files.follow([path])
+    ]
+    assert given == [None, ("running", 1), ("running", 2), ("completed", 2)]
+    assert next(happens, None) is None
