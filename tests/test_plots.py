@@ -88,6 +88,8 @@ def test_attention_is_drawn_as_it_is():
         assert [label.get_text() for label in axes.get_yticklabels()] == list("abca")
     (one,) = [axes for title, axes in panels(plots.attention(a_run(), layer=1)).items() if title]
     np.testing.assert_array_equal(one.images[0].get_array(), ATTENTION[1])
+    faint = dataclasses.replace(a_run(), final_inference=FinalInference("abca", None, ATTENTION / 4))
+    assert plots.attention(faint).axes[0].images[0].get_clim() == (0, 1)
 
 
 def test_a_head_is_drawn_where_it_was_kept():
@@ -145,7 +147,7 @@ def test_the_same_run_gives_the_same_svg():
 
 def test_texts_from_the_file_stay_texts():
     """Neither mathematics nor control characters, in names, tasks and tokens."""
-    evil = "$\\frac{1}{0}$\x1b[2J"
+    evil = "$\\frac{$\x1b[2J"
     run = dataclasses.replace(
         a_run(task=evil),
         epochs=(EpochRecord(1, metrics={evil: 1.0}), EpochRecord(2, metrics={evil: 2.0})),
