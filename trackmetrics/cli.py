@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import io
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -99,6 +100,42 @@ def validate(
             typer.echo(f"{file}: {line}")
         statuses.append(1 if faults else 0)
     raise typer.Exit(max(statuses))
+
+
+@app.command(epilog="Example: trackmetrics report output/*.json -o report.html")
+def report(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Metrics files.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the page is written.")] = Path("report.html"),
+    as_json: Annotated[bool, typer.Option("--json", help="Say what was written as JSON.")] = False,
+) -> None:
+    """Put runs on one page with curves, the final example and attention, that needs nothing but a browser.
+
+    Ends with status 2, and writes no page, where a file can't be read or is no metrics file.
+    """
+    from .metrics_file import load_run  # here, not for --help
+    from .report import page
+    from .run_state import state_of
+
+    runs = []
+    for file in files:
+        try:
+            runs.append((file, load_run(file)))
+        except MetricsFileError as error:
+            typer.echo(f"trackmetrics: {error}", err=True)
+    if len(runs) < len(files):
+        raise typer.Exit(2)
+    try:
+        page.write(page.render(runs), output)
+    except TrackmetricsError as error:
+        fail(str(error))
+    if as_json:
+        told = [
+            {"file": str(file), "task": run.metadata.task, "state": state_of(run, file).name, "epochs": len(run.epochs)}
+            for file, run in runs
+        ]
+        typer.echo(json.dumps({"report": str(output.absolute()), "runs": told}))
+    else:
+        typer.echo(f"report in {output.absolute()}")
 
 
 def fail(message: str) -> NoReturn:

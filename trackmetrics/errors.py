@@ -42,6 +42,10 @@ class AttentionError(TrackmetricsError, RuntimeError):
     """Attention maps that can't be had of a model."""
 
 
+class MissingExtraError(TrackmetricsError, ImportError):
+    """A command whose libraries, an extra of the package, aren't installed."""
+
+
 class TrackmetricsWarning(UserWarning):
     """A value that could not be had or written; training goes on."""
 

@@ -1,0 +1,97 @@
+"""The page: the runs' parts put into one file, which asks for nothing from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import secrets
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ..errors import MissingExtraError, OutputError, reason
+from ..record import RunRecord
+from ..summary import differing_hyperparameters
+from ..whole_file import replace_whole
+from ..wording import visible
+from .charts import charts
+from .heatmaps import Gallery
+from .labels import labels
+from .meanings import meanings
+from .section import section
+
+_SCRIPTS = ("heatmap.js", "attention.js", "curves.js", "page.js")
+
+
+def render(runs: Sequence[tuple[Path, RunRecord]]) -> str:
+    """Give the page of runs, each with the file that it stands in.
+
+    Raises `MissingExtraError` where what the page is made with isn't installed.
+    """
+    try:
+        import jinja2
+        from plotly.offline import get_plotlyjs
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"the report needs {error.name}, which isn't installed; pip install 'trackmetrics[report]'"
+        ) from None
+    records = [run for _, run in runs]
+    names, gallery = labels([path for path, _ in runs]), Gallery()
+    sections = [section(run, path, names[place], place, gallery) for place, (path, run) in enumerate(runs)]
+    drawn = charts(records, names)
+    scripts = [_script(get_plotlyjs()), _script("".join(_part(name) for name in _SCRIPTS))]
+    template = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).from_string(_part("page.html"))
+    return template.render(
+        title=", ".join(dict.fromkeys(item.task for item in sections)),
+        sections=sections,
+        charts=drawn,
+        differing={visible(name): [visible(value, 60) for value in given]
+                   for name, given in differing_hyperparameters(*records).items()},
+        meanings=meanings(records),
+        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        data=_data({"runs": names, "charts": drawn, "axes": gallery.axes, "heatmaps": gallery.heatmaps}),
+        style=_part("page.css"),
+        scripts=scripts,
+        policy=_policy(scripts),
+    )  # fmt: skip
+
+
+def _part(name: str) -> str:
+    return (files(__package__) / name).read_text(encoding="utf-8")
+
+
+def _data(value: Any) -> str:
+    """JSON that can stand in a page: nothing in it begins a tag, and all but ASCII is escaped."""
+    return json.dumps(value, default=vars, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def _script(text: str) -> str:
+    """A script of a package that can stand in a page, with line ends as a browser reads them."""
+    return text.replace("</script", "<\\/script").replace("\r\n", "\n")
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """What the page may do: run these scripts and no other, and load nothing."""
+    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
+
+
+def write(text: str, path: Path) -> None:
+    """Put a page in its place, whole or not at all. Raises `OutputError` where the system refuses.
+
+    >>> write("<!doctype html>", Path("nowhere/report.html"))
+    Traceback (most recent call last):
+    ...
+    trackmetrics.errors.OutputError: nowhere/report.html can't be written: No such file or directory
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        replace_whole(path, [text.encode()], temporary)
+    except OSError as error:
+        raise OutputError(f"{path} can't be written: {reason(error)}") from None
