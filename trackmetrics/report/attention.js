@@ -53,7 +53,7 @@ class AttentionDialog {
     this.buttons.next.disabled = place === places[places.length - 1];
     this.heatmap?.remove();
     this.heatmap = new LargeHeatmap(this.host, grid, {
-      height: Math.max(320, window.innerHeight - 190),
+      height: Math.max(320, window.innerHeight - (this.note.hidden ? 190 : 246)),
       choose: (row) => this.choose(row),
     });
     this.list();

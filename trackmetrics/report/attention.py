@@ -94,7 +94,7 @@ def _stack(
     labels = _token_labels(text, weights.shape[-1])
     for layer, mean in enumerate(weights):
         title, about = f"Layer {layer + 1}", _about(described.get(layer, {}))
-        whole = [("mean over heads" if heads is not None else "", mean)]
+        whole = [("mean" if heads is not None else "", mean)]
         each = [] if heads is None else [(f"head {number}", map) for number, map in enumerate(heads[layer], 1)]
         tiles = [
             Tile(gallery.add("attention", place, _joined(title, name), about, map, labels, labels), name)

@@ -9,8 +9,8 @@ from typing import Any
 
 from ..curves import best, metric_names, seconds_an_epoch, values
 from ..record import METRIC_KEYS, RunRecord
-from ..wording import number, visible
-from .figures import objects, part, spans
+from ..wording import visible
+from .figures import figure, objects, odd, part, spans
 
 _LINES = {"train_accuracy": "train", "dev_accuracy": "dev"}  # where a chart has two of a run
 
@@ -56,7 +56,7 @@ class Chart:
     def best(self) -> str:
         """The only run's best value in words; empty where the metric's name doesn't tell what is better."""
         found = [
-            f"best {number(line.values[line.best])}, epoch {line.epochs[line.best]}"
+            f"best {figure(line.values[line.best])}, epoch {line.epochs[line.best]}"
             for line in self.lines
             if line.best is not None
         ]
@@ -101,7 +101,7 @@ def _line(place: int, run: RunRecord, name: str, dashed: bool) -> Line:
     found = values(run, name)
     epochs = [epoch.epoch for epoch in run.epochs]
     top = None if dashed else best(run, name)
-    odd = [(epoch, _odd(value)) for epoch, value in zip(epochs, found) if value is not None and not _finite(value)]
+    strange = [(epoch, odd(value)) for epoch, value in zip(epochs, found) if value is not None and not _finite(value)]
     return Line(
         place,
         _LINES.get(name, ""),
@@ -109,16 +109,12 @@ def _line(place: int, run: RunRecord, name: str, dashed: bool) -> Line:
         [value if _finite(value) else None for value in found],
         dashed,
         None if top is None else epochs.index(top.epoch),
-        odd,
+        strange,
     )
 
 
 def _finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _odd(value: float) -> str:
-    return "NaN" if math.isnan(value) else "∞" if value > 0 else "−∞"
 
 
 def _band(place: int, run: RunRecord) -> Band | None:

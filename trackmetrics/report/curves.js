@@ -25,10 +25,11 @@ class Curves {
       this.draw();
     });
     this.plot.addEventListener("keydown", (event) => this.key(event));
-    this.plot.addEventListener("blur", () => window.Plotly && Plotly.Fx.unhover(this.plot));
+    this.plot.addEventListener("blur", () => this.plot.data && Plotly.Fx.unhover(this.plot));
   }
 
   draw() {
+    if (!window.Plotly) return; // it starts last
     const config = { displayModeBar: false, responsive: false, showTips: false };
     Plotly.react(this.plot, this.traces(), this.layout(), config);
     if (!this.observer) {
@@ -127,9 +128,15 @@ class Curves {
       hoverlabel: { bgcolor: style("--surface"), bordercolor: style("--line"), font: { color: style("--text"), family: style("--sans"), size: 13 }, namelength: 40 },
       dragmode: matchMedia("(hover: hover)").matches ? "zoom" : false,
       xaxis: { ...axis, dtick: roundStep(last), tick0: 0, range: [this.epochs[0] - pad, last + pad], hoverformat: "d", unifiedhovertitle: { text: "epoch %{x}" }, showgrid: false, title: { text: "epoch", standoff: 6 } },
-      yaxis: { ...axis, type: this.log ? "log" : "linear", nticks: 6, ...(this.log ? { dtick: this.logTicks(), minor: {} } : {}) },
+      yaxis: { ...axis, ...this.range(), tickformat: "~g", type: this.log ? "log" : "linear", nticks: 6, ...(this.log ? { dtick: this.logTicks(), minor: {} } : {}) },
       yaxis2: { overlaying: "y", range: [0, 1], visible: false, fixedrange: true },
     };
+  }
+
+  // From 0 on where nothing is below; no figures where there is nothing but crosses.
+  range() {
+    const values = this.lines().flatMap((line) => line.values).filter((value) => value !== null);
+    return { rangemode: values.every((value) => value >= 0) ? "nonnegative" : "normal", showticklabels: values.length > 0 };
   }
 
   // Powers of ten where the values span them, else 1, 2 and 5 of each.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from ..wording import visible
+from ..wording import number, visible
 
 _LONGEST_TEXT = 4000  # letters of an example's input
 
@@ -30,6 +30,26 @@ def objects(holder: Any, key: str) -> list[Mapping[str, Any]]:
     """
     value = holder.get(key) if isinstance(holder, Mapping) else None
     return [item for item in value if isinstance(item, Mapping)] if isinstance(value, Sequence) else []
+
+
+def odd(value: float) -> str:
+    """The name of what is no finite number.
+
+    >>> odd(float("nan")), odd(float("inf")), odd(float("-inf"))
+    ('NaN', '∞', '−∞')
+    """
+    return "NaN" if math.isnan(value) else "∞" if value > 0 else "−∞"
+
+
+def figure(value: float | None) -> str:
+    """A metric's value.
+
+    >>> figure(0.25), figure(None), figure(float("nan"))
+    ('0.2500', '–', 'NaN')
+    """
+    if value is None:
+        return "–"
+    return number(value) if math.isfinite(value) else odd(value)
 
 
 def percent(probability: float | None) -> str:
@@ -56,6 +76,18 @@ def count(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return "not known" if value is None else visible(value)
+
+
+def short_count(value: int) -> str:
+    """A large whole number in few letters.
+
+    >>> short_count(86019), short_count(124439808), short_count(7241732096)
+    ('86,019', '124.44 M', '7.24 B')
+    """
+    for size, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
+        if value >= size:
+            return f"{value / size:.2f} {letter}"
+    return f"{value:,}"
 
 
 def spans(numbers: Iterable[int]) -> str:

@@ -23,7 +23,7 @@ const rgb = (shade) => `rgb(${shade.join(" ")})`;
 
 // The colour of letters on a shade: whichever of black and white is easier to read.
 function inkOn(shade) {
-  const [r, g, b] = shade.map((value) => (value / 255 <= 0.04045 ? value / 255 / 12.92 : ((value / 255 + 0.055) / 1.055) ** 2.4));
+  const [r, g, b] = shade.map((value) => (value / 255) ** 2.2);
   return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000000" : "#ffffff";
 }
 
@@ -37,6 +37,8 @@ function exact(value, dtype) {
   }
   return String(Number(value.toPrecision(9)));
 }
+
+const rounded = (value) => String(Number(value.toPrecision(3))).replace("-", "−");
 
 // A heatmap of the page's data with its numbers unpacked; unpacked once.
 class Grid {
@@ -75,7 +77,8 @@ class Grid {
   step(value) {
     if (Number.isNaN(value)) return null;
     const share = (value - this.low) / (this.high - this.low || 1);
-    return Math.round(255 * Math.min(1, Math.max(0, share)));
+    const shown = Math.min(1, Math.max(0, share));
+    return Math.round(255 * (this.kind === "attention" ? Math.sqrt(shown) : shown));
   }
 
   // "x (token 6)", or "tokens 5–6" of a block.
@@ -136,8 +139,8 @@ function paintLabelled(canvas, grid, width, height) {
   const across = widest(grid.columnLabels);
   let cellWidth = (width - left) / grid.width;
   let cellHeight = Math.min(26, Math.max(9, 420 / grid.height));
-  if (grid.kind === "attention") cellWidth = cellHeight = Math.min(cellWidth, 44, Math.max(2, (height - 40) / grid.height));
-  else cellWidth = Math.min(cellWidth, 44);
+  if (grid.kind === "attention") cellWidth = cellHeight = Math.min(cellWidth, 44, Math.max(2, (height - across - 8) / grid.height));
+  else cellWidth = Math.min(cellWidth, 56);
   const upright = across <= cellWidth - 2;
   const top = Math.ceil(upright ? 20 : across + 8);
   const box = { left, top, cellWidth, cellHeight };
@@ -243,11 +246,11 @@ class LargeHeatmap {
 
   legend() {
     const legend = element("div", "scale");
-    const { low, high, floored, dtype } = this.grid;
+    const { kind, low, high, floored } = this.grid;
     legend.append(
-      element("span", "", (floored ? "≤ " : "") + exact(low, dtype)),
+      element("span", "", `${kind === "attention" ? "weight" : "log-probability"} ${floored ? "≤ " : ""}${rounded(low)}`),
       element("i", ""),
-      element("span", "", exact(high, dtype)),
+      element("span", "", rounded(high)),
     );
     return legend;
   }

@@ -68,11 +68,19 @@ window.addEventListener("beforeprint", toPaper);
 window.addEventListener("afterprint", fromPaper);
 matchMedia("print").addEventListener("change", (event) => (event.matches ? toPaper() : fromPaper()));
 
-// One chart at a time, so that the page answers between them.
-(async () => {
+// Plotly takes longer to start than all else: it does so when the page can be read. One chart at a time, so that the
+// page answers between them.
+async function drawCurves() {
+  const script = document.createElement("script");
+  script.textContent = document.getElementById("plotly").textContent;
+  document.head.append(script);
   for (const chart of curves) {
+    await aMoment();
     chart.draw();
-    await new Promise((done) => setTimeout(done));
   }
   root.dataset.ready = "true";
-})();
+}
+
+const aMoment = () => new Promise((done) => setTimeout(done));
+
+window.addEventListener("load", () => requestAnimationFrame(() => setTimeout(drawCurves)));

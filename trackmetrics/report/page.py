@@ -42,7 +42,7 @@ def render(runs: Sequence[tuple[Path, RunRecord]]) -> str:
     names, gallery = labels([path for path, _ in runs]), Gallery()
     sections = [section(run, path, names[place], place, gallery) for place, (path, run) in enumerate(runs)]
     drawn = charts(records, names)
-    scripts = [_script(get_plotlyjs()), _script("".join(_part(name) for name in _SCRIPTS))]
+    plotly, script = _script(get_plotlyjs()), _script("".join(_part(name) for name in _SCRIPTS))
     template = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string(_part("page.html"))
@@ -50,14 +50,16 @@ def render(runs: Sequence[tuple[Path, RunRecord]]) -> str:
         title=", ".join(dict.fromkeys(item.task for item in sections)),
         sections=sections,
         charts=drawn,
+        compared=list(dict.fromkeys(figure.name for item in sections for figure in item.figures)),
         differing={visible(name): [visible(value, 60) for value in given]
                    for name, given in differing_hyperparameters(*records).items()},
         meanings=meanings(records),
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         data=_data({"runs": names, "charts": drawn, "axes": gallery.axes, "heatmaps": gallery.heatmaps}),
         style=_part("page.css"),
-        scripts=scripts,
-        policy=_policy(scripts),
+        plotly=plotly,
+        script=script,
+        policy=_policy(plotly, script),
     )  # fmt: skip
 
 
@@ -75,7 +77,7 @@ def _script(text: str) -> str:
     return text.replace("</script", "<\\/script").replace("\r\n", "\n")
 
 
-def _policy(scripts: Sequence[str]) -> str:
+def _policy(*scripts: str) -> str:
     """What the page may do: run these scripts and no other, and load nothing."""
     digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)

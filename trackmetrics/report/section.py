@@ -11,9 +11,9 @@ from ..curves import last, metric_names
 from ..record import METRIC_KEYS, EpochRecord, RunRecord
 from ..run_state import RunState, state_of
 from ..summary import hyperparameters
-from ..wording import duration, number, visible
+from ..wording import duration, visible
 from .attention import Attention, attention
-from .figures import count, objects, part, spans
+from .figures import count, figure, objects, part, short_count, spans
 from .final_example import Example, final_example
 from .heatmaps import Gallery
 
@@ -40,11 +40,6 @@ class Figure:
     name: str
     value: str
     note: str = ""
-
-    @property
-    def pair(self) -> tuple[str, str]:
-        """Name and value."""
-        return self.name, self.value
 
 
 @dataclass(frozen=True)
@@ -75,6 +70,10 @@ class Section:
     gradient_norm: list[tuple[str, str]]
     troubles: list[str]
     warnings: list[str]
+
+    def figure(self, name: str) -> str:
+        """Give the headline number of a name."""
+        return next((figure.value for figure in self.figures if figure.name == name), "–")
 
 
 def section(run: RunRecord, path: Path, label: str, place: int, gallery: Gallery) -> Section:
@@ -111,12 +110,12 @@ def section(run: RunRecord, path: Path, label: str, place: int, gallery: Gallery
 def _figures(run: RunRecord) -> Iterator[Figure]:
     results = run.final_results
     if results is not None:
-        yield Figure("Dev accuracy", number(results.dev_accuracy), "final weights")
-        yield Figure("Train accuracy", number(results.train_accuracy), "final weights")
+        yield Figure("Dev accuracy", figure(results.dev_accuracy), "final weights")
+        yield Figure("Train accuracy", figure(results.train_accuracy), "final weights")
     elif (point := last(run, "dev_accuracy")) is not None:
-        yield Figure("Dev accuracy", number(point.value), f"epoch {point.epoch}")
+        yield Figure("Dev accuracy", figure(point.value), f"epoch {point.epoch}")
     if (point := last(run, "train_loss")) is not None:
-        yield Figure("Training loss", number(point.value), f"epoch {point.epoch}")
+        yield Figure("Training loss", figure(point.value), f"epoch {point.epoch}")
     planned = run.metadata.hyperparameters.training.get("num_epochs")
     of = f"of {planned}" if isinstance(planned, int) and planned != len(run.epochs) else ""
     yield Figure("Epochs", str(len(run.epochs)), of)
@@ -125,8 +124,8 @@ def _figures(run: RunRecord) -> Iterator[Figure]:
     parameters = run.metadata.hyperparameters.model.get("num_parameters")
     if isinstance(parameters, int):
         trained = run.metadata.hyperparameters.model.get("num_trainable_parameters")
-        note = "" if trained in (None, parameters) else f"{count(trained)} trained"
-        yield Figure("Parameters", count(parameters), note)
+        exact = count(parameters) if parameters >= 10**6 else ""
+        yield Figure("Parameters", short_count(parameters), exact if trained == parameters else f"{count(trained)} trained")
 
 
 def _epochs(run: RunRecord) -> EpochTable:
@@ -145,9 +144,8 @@ def _row(epoch: EpochRecord, names: Sequence[str]) -> list[str]:
 
 
 def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    return number(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else visible(value, 40)
+    known = value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+    return figure(value) if known else visible(value, 40)
 
 
 def _hyperparameters(run: RunRecord) -> dict[str, list[tuple[str, str]]]:
@@ -180,7 +178,9 @@ def _troubles(run: RunRecord) -> Iterator[str]:
     """What the numbers themselves tell of: an error, steps that aren't finite, resumptions."""
     error = part(part(run.extensions, "status"), "error")
     if error:
-        yield "The run ended in " + visible(": ".join(str(error[key]) for key in ("type", "message") if error.get(key)))
+        yield "The run ended in " + visible(
+            ": ".join(str(error[key]) for key in ("type", "message") if error.get(key)), _LONGEST
+        )
     norm = part(run.extensions, "gradient_norm")
     for key, words in (("non_finite_steps", "had a gradient norm that is NaN or infinite"),
                        ("skipped_steps", "were skipped by the gradient scaler")):  # fmt: skip
