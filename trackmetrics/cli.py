@@ -124,6 +124,8 @@ def report(
             typer.echo(f"trackmetrics: {error}", err=True)
     if len(runs) < len(files):
         raise typer.Exit(2)
+    if output.resolve() in {file.resolve() for file in files}:
+        fail(f"{output} is one of the files; give -o another")
     try:
         page.write(page.render(runs), output)
     except TrackmetricsError as error:

@@ -125,18 +125,19 @@ class Curves {
       font: { family: style("--sans"), size: 12, color: style("--muted") },
       showlegend: false,
       hovermode: "x unified",
-      hoverlabel: { bgcolor: style("--surface"), bordercolor: style("--line"), font: { color: style("--text"), family: style("--sans"), size: 13 }, namelength: 40 },
+      hoverlabel: { bgcolor: style("--surface"), bordercolor: style("--line"), font: { color: style("--text"), family: style("--sans"), size: 12 }, namelength: 40 },
       dragmode: matchMedia("(hover: hover)").matches ? "zoom" : false,
-      xaxis: { ...axis, dtick: roundStep(last), tick0: 0, range: [this.epochs[0] - pad, last + pad], hoverformat: "d", unifiedhovertitle: { text: "epoch %{x}" }, showgrid: false, title: { text: "epoch", standoff: 6 } },
+      xaxis: { ...axis, dtick: roundStep(last), tick0: 0, range: [this.epochs[0] - pad, last + pad], hoverformat: "d", showspikes: true, spikedash: "solid", spikemode: "across", unifiedhovertitle: { text: "epoch %{x}" }, showgrid: false, title: { text: "epoch", standoff: 6 } },
       yaxis: { ...axis, ...this.range(), tickformat: "~g", type: this.log ? "log" : "linear", nticks: 6, ...(this.log ? { dtick: this.logTicks(), minor: {} } : {}) },
       yaxis2: { overlaying: "y", range: [0, 1], visible: false, fixedrange: true },
     };
   }
 
-  // From 0 on where nothing is below; no figures where there is nothing but crosses.
+  // A level line stands above 0; where there is nothing but crosses there are no figures.
   range() {
     const values = this.lines().flatMap((line) => line.values).filter((value) => value !== null);
-    return { rangemode: values.every((value) => value >= 0) ? "nonnegative" : "normal", showticklabels: values.length > 0 };
+    const level = values.length > 0 && values[0] >= 0 && values.every((value) => value === values[0]);
+    return { rangemode: level ? "nonnegative" : "normal", showticklabels: values.length > 0 };
   }
 
   // Powers of ten where the values span them, else 1, 2 and 5 of each.
@@ -151,12 +152,7 @@ class Curves {
     event.preventDefault();
     this.at = Math.min(this.epochs.length - 1, Math.max(0, this.at + by));
     const epoch = this.epochs[this.at];
-    const points = [];
-    this.plot.data.forEach((trace, curveNumber) => {
-      const pointNumber = trace.hoverinfo === "skip" ? -1 : trace.x.indexOf(epoch);
-      if (pointNumber >= 0) points.push({ curveNumber, pointNumber });
-    });
-    Plotly.Fx.hover(this.plot, points);
+    Plotly.Fx.hover(this.plot, { xval: epoch, yval: 0 }, "xy");
     const words = this.lines().flatMap((line) => {
       const index = line.epochs.indexOf(epoch);
       const odd = line.odd.find(([where]) => where === epoch);
