@@ -43,8 +43,8 @@ def a_run(task="letters", text="ab cab", layers=2, heads=None, seed=0, **setting
     drawn = np.random.default_rng(seed)
     length = len(text)
     weights = np.exp(log_softmax(drawn.normal(size=(layers, heads or 1, length, length)))).astype(np.float32)
-    attention = {"maps": [{"name": f"layers.{layer}", "kind": "self", "source": "observed", "check": 0.0,
-                           "shape": [1, heads or 1, length, length], "layer": layer} for layer in range(layers)]}  # fmt: skip
+    described = {"kind": "self", "shape": [1, heads or 1, length, length], "source": "observed", "check": 0.0}
+    attention = {"maps": [{"name": f"layers.{layer}", **described, "layer": layer} for layer in range(layers)]}
     if heads:
         attention["heads"] = weights
     norms = [{"epoch": number, "min": 0.25 * number, "median": number, "max": 2.0 * number, "steps": 10,
@@ -267,8 +267,8 @@ def test_values_without_a_place_on_a_line_are_said(opened):
     nan, infinite = float("nan"), float("inf")
     losses = [1.0, nan, nan, infinite, None, 0.5]
     epochs = tuple(EpochRecord(number, loss, elapsed_seconds=number) for number, loss in enumerate(losses, 1))
-    norm = {"steps": 60, "non_finite_steps": 7, "skipped_steps": 0,
-            "epochs": [{"epoch": number, "non_finite_steps": count} for number, count in ((1, 0), (2, 4), (3, 3))]}  # fmt: skip
+    counts = [{"epoch": number, "non_finite_steps": count} for number, count in ((1, 0), (2, 4), (3, 3))]
+    norm = {"steps": 60, "non_finite_steps": 7, "skipped_steps": 0, "epochs": counts}
     page = opened(written(a_run(epochs=epochs, extensions={"gradient_norm": norm})), curves=True)
     assert page.locator(".chart").first.locator(".note").all_text_contents() == ["NaN in epoch 2–3", "∞ in epoch 4"]
     line, crosses = page.evaluate("document.querySelector('.plot').data.map(trace => [trace.x, trace.y, trace.text])")
@@ -285,7 +285,10 @@ def test_unsure_tokens_are_marked(opened):
     page = opened(written(a_run(final_inference=inference)))
     tokens = page.locator(".token")
     parts = [
-        [re.sub(r"\s+", " ", tokens.nth(place).locator(part).text_content()) for part in ("b", ".class", ".probability")]
+        [
+            re.sub(r"\s+", " ", tokens.nth(place).locator(part).text_content())
+            for part in ("b", ".class", ".probability")
+        ]
         for place in range(3)
     ]
     assert parts == [["x", "0", "90.0%"], ["␣", "1?", "50.0%"], ["y", "2", "60.0%"]]
@@ -306,7 +309,9 @@ def test_the_log_probabilities_are_the_files(opened):
     canvas.focus()
     for key in ("ArrowUp", "ArrowLeft"):
         page.keyboard.press(key)
-    assert page.locator(".example .tip strong").text_content().startswith(repr(float(run.final_inference.log_probs[3, 1])))
+    assert (
+        page.locator(".example .tip strong").text_content().startswith(repr(float(run.final_inference.log_probs[3, 1])))
+    )
 
 
 def shortest(value):
@@ -429,7 +434,9 @@ def hostile_run():
     run = a_run(
         task=HOSTILE,
         text=HOSTILE.replace(" ", ""),
-        metadata=Metadata(HOSTILE, "2026-01-30T22:08:22Z", HOSTILE, Hyperparameters({HOSTILE: HOSTILE}, {"x": HOSTILE})),
+        metadata=Metadata(
+            HOSTILE, "2026-01-30T22:08:22Z", HOSTILE, Hyperparameters({HOSTILE: HOSTILE}, {"x": HOSTILE})
+        ),
         epochs=tuple(EpochRecord(number, 0.5, metrics={HOSTILE: number / 2}) for number in (1, 2)),
     )
     run.extensions["warnings"].append(HOSTILE)
@@ -515,7 +522,9 @@ def test_dark_and_light(opened):
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         page.wait_for_timeout(100)
-        found.append([page.evaluate("getComputedStyle(document.body).backgroundColor"), *map(page.evaluate, (tile, ink))])
+        found.append(
+            [page.evaluate("getComputedStyle(document.body).backgroundColor"), *map(page.evaluate, (tile, ink))]
+        )
         for selector in (".overline", ".about", ".alert h3", ".alert li", ".state", ".pairs dd", ".token.unsure .other",
                          ".token.unsure .probability", ".note", ".toggle", "footer"):  # fmt: skip
             assert contrast(page, selector) >= 4.5, (scheme, selector)
@@ -524,7 +533,7 @@ def test_dark_and_light(opened):
 
 
 def test_it_prints(opened):
-    """On paper everything is open and light, maps have their labels, and no button stands; afterwards all is as before."""
+    """On paper all is open and light, maps have labels, and no button stands; afterwards it is as it was."""
     page = opened(written(a_run()), written(a_run(seed=1), "second"), scheme="dark", curves=True)
     assert not page.locator("#run-2 .example").is_visible()
     page.emulate_media(media="print", color_scheme="dark")
@@ -569,7 +578,9 @@ def test_a_run_that_goes_on(opened):
     page = opened(written(begun, "begun"))
     assert page.get_by_text("No epoch is complete yet.").is_visible()
     assert page.locator(".state").first.text_content() == "running"
-    assert page.locator(".example .empty").text_content() == "The run goes on; it comes when the training has completed."
+    assert (
+        page.locator(".example .empty").text_content() == "The run goes on; it comes when the training has completed."
+    )
     page = opened(written(bare, "bare"))
     assert page.locator(".state").first.text_content() == "completed"
     assert page.locator(".tile").count() == 2

@@ -44,7 +44,10 @@ def render(runs: Sequence[tuple[Path, RunRecord]]) -> str:
     drawn = charts(records, names)
     plotly, script = _script(get_plotlyjs()), _script("".join(_part(name) for name in _SCRIPTS))
     template = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
         keep_trailing_newline=True,
     ).from_string(_part("page.html"))
     return template.render(

@@ -125,7 +125,9 @@ def _figures(run: RunRecord) -> Iterator[Figure]:
     if isinstance(parameters, int):
         trained = run.metadata.hyperparameters.model.get("num_trainable_parameters")
         exact = count(parameters) if parameters >= 10**6 else ""
-        yield Figure("Parameters", short_count(parameters), exact if trained == parameters else f"{count(trained)} trained")
+        yield Figure(
+            "Parameters", short_count(parameters), exact if trained == parameters else f"{count(trained)} trained"
+        )
 
 
 def _epochs(run: RunRecord) -> EpochTable:
