@@ -139,4 +139,4 @@ def _notes(line: Line, labels: Sequence[str]) -> Iterator[str]:
     whose = [labels[line.run]] * (len(labels) > 1) + [line.name] * bool(line.name)
     for name in dict.fromkeys(name for _, name in line.odd):
         epochs = spans(epoch for epoch, said in line.odd if said == name)
-        yield " ".join([*whose, f"{name} in epoch {epochs}"])
+        yield f"{' '.join(whose)}: {name} in epoch {epochs}" if whose else f"{name} in epoch {epochs}"

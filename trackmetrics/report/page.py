@@ -24,6 +24,7 @@ from .meanings import meanings
 from .section import section
 
 _SCRIPTS = ("heatmap.js", "attention.js", "curves.js", "page.js")
+_NAMED = 2  # tasks in the title
 
 
 def render(runs: Sequence[tuple[Path, RunRecord]]) -> str:
@@ -51,11 +52,11 @@ def render(runs: Sequence[tuple[Path, RunRecord]]) -> str:
         keep_trailing_newline=True,
     ).from_string(_part("page.html"))
     return template.render(
-        title=", ".join(dict.fromkeys(item.task for item in sections)),
+        title=_title(list(dict.fromkeys(item.task for item in sections))),
         sections=sections,
         charts=drawn,
         compared=list(dict.fromkeys(figure.name for item in sections for figure in item.figures)),
-        differing={visible(name): [visible(value, 60) for value in given]
+        differing={visible(name): ["–" if value is None else visible(value, 60) for value in given]
                    for name, given in differing_hyperparameters(*records).items()},
         meanings=meanings(records),
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -65,6 +66,10 @@ def render(runs: Sequence[tuple[Path, RunRecord]]) -> str:
         script=script,
         policy=_policy(plotly, script),
     )  # fmt: skip
+
+
+def _title(tasks: Sequence[str]) -> str:
+    return ", ".join(tasks) if len(tasks) <= _NAMED else f"{', '.join(tasks[:_NAMED])} and {len(tasks) - _NAMED} more"
 
 
 def _part(name: str) -> str:
