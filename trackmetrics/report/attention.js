@@ -17,7 +17,7 @@ class AttentionDialog {
     this.buttons.previous.addEventListener("click", () => this.step(-1));
     this.buttons.next.addEventListener("click", () => this.step(1));
     find(".close").addEventListener("click", () => this.dialog.close());
-    this.dialog.addEventListener("click", (event) => event.target === this.dialog && this.dialog.close());
+    this.dialog.addEventListener("click", (event) => this.isBeside(event) && this.dialog.close());
     this.dialog.addEventListener("close", () => this.heatmap.remove());
     this.from.addEventListener("keydown", (event) => this.key(event));
   }
@@ -26,6 +26,12 @@ class AttentionDialog {
     this.dialog.showModal();
     this.show(place);
     this.dialog.scrollTop = 0;
+  }
+
+  isBeside(event) {
+    const { left, right, top, bottom } = this.dialog.getBoundingClientRect();
+    const { clientX: x, clientY: y, detail: presses } = event;
+    return presses > 0 && (x < left || x > right || y < top || y > bottom); // a key presses a button at 0, 0
   }
 
   // The places of this run's attention maps; the arrows go through them.

@@ -68,6 +68,7 @@ class Section:
     hyperparameters: dict[str, list[tuple[str, str]]]
     environment: list[tuple[str, str]]
     gradient_norm: list[tuple[str, str]]
+    seconds: list[tuple[str, str]]
     troubles: list[str]
     warnings: list[str]
 
@@ -102,6 +103,7 @@ def section(run: RunRecord, path: Path, label: str, place: int, gallery: Gallery
         _hyperparameters(run),
         list(_pairs((run.extensions or {}).get("environment"))),
         list(_gradient_norm(run)),
+        [(visible(name), _seconds(took)) for name, took in part(run.extensions, "seconds").items()],
         list(_troubles(run)),
         [visible(text, _LONGEST) for text in told] if isinstance(told, list) else [],
     )
@@ -165,6 +167,10 @@ def _hyperparameters(run: RunRecord) -> dict[str, list[tuple[str, str]]]:
 def _pairs(given: Any) -> Iterator[tuple[str, str]]:
     for name, value in given.items() if isinstance(given, Mapping) else ():
         yield visible(name).replace("_", " "), visible(value, _LONGEST)
+
+
+def _seconds(took: Any) -> str:
+    return f"{took:.2f} s" if isinstance(took, (int, float)) and not isinstance(took, bool) else count(took)
 
 
 def _gradient_norm(run: RunRecord) -> Iterator[tuple[str, str]]:
