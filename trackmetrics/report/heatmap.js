@@ -142,7 +142,7 @@ function paintLabelled(canvas, grid, width, height) {
   if (grid.kind === "attention") cellWidth = cellHeight = Math.min(cellWidth, 44, Math.max(2, (height - across - 8) / grid.height));
   else cellWidth = Math.min(cellWidth, 56);
   const upright = across <= cellWidth - 2;
-  const top = Math.ceil(upright ? 20 : across + 8);
+  const top = Math.ceil(upright ? 23 : across + 8);
   const box = { left, top, cellWidth, cellHeight };
   const size = [left + cellWidth * grid.width, top + cellHeight * grid.height].map(Math.ceil);
   const scale = Math.max(2, window.devicePixelRatio || 1);
@@ -173,7 +173,7 @@ function paintLabelled(canvas, grid, width, height) {
   });
   every(grid.width, cellWidth, (column) => {
     context.save();
-    context.translate(left + (column + 0.5) * cellWidth, top - (upright ? 10 : 5));
+    context.translate(left + (column + 0.5) * cellWidth, top - (upright ? 13 : 5));
     if (!upright) context.rotate(-Math.PI / 2);
     context.textAlign = upright ? "center" : "left";
     context.fillText(fitted(context, grid.columnLabels[column]), 0, 0);

@@ -89,23 +89,23 @@ def section(run: RunRecord, path: Path, label: str, place: int, gallery: Gallery
     inference = run.final_inference
     told = (run.extensions or {}).get("warnings")
     return Section(
-        label,
-        visible(str(path), _LONGEST),
-        visible(run.metadata.task),
-        visible(run.metadata.timestamp).replace("T", " ").replace("Z", " UTC"),
-        visible(run.metadata.device or ""),
-        RunState(visible(state.name), visible(state.detail, _LONGEST)),
-        list(_figures(run)),
-        _epochs(run),
-        None if inference is None else final_example(inference, place, gallery),
-        attention(run, place, gallery),
-        _NONE_YET.get(state.name, "The file has none."),
-        _hyperparameters(run),
-        list(_pairs((run.extensions or {}).get("environment"))),
-        list(_gradient_norm(run)),
-        [(visible(name), _seconds(took)) for name, took in part(run.extensions, "seconds").items()],
-        list(_troubles(run)),
-        [visible(text, _LONGEST) for text in told] if isinstance(told, list) else [],
+        label=label,
+        file=visible(str(path), _LONGEST),
+        task=visible(run.metadata.task),
+        began=visible(run.metadata.timestamp).replace("T", " ").replace("Z", " UTC"),
+        device=visible(run.metadata.device or ""),
+        state=RunState(visible(state.name), visible(state.detail, _LONGEST)),
+        figures=list(_figures(run)),
+        epochs=_epochs(run),
+        example=None if inference is None else final_example(inference, place, gallery),
+        attention=attention(run, place, gallery),
+        none_yet=_NONE_YET.get(state.name, "The file has none."),
+        hyperparameters=_hyperparameters(run),
+        environment=list(_pairs((run.extensions or {}).get("environment"))),
+        gradient_norm=list(_gradient_norm(run)),
+        seconds=[(visible(name), _seconds(took)) for name, took in part(run.extensions, "seconds").items()],
+        troubles=list(_troubles(run)),
+        warnings=[visible(text, _LONGEST) for text in told] if isinstance(told, list) else [],
     )
 
 
@@ -127,9 +127,8 @@ def _figures(run: RunRecord) -> Iterator[Figure]:
     if isinstance(parameters, int):
         trained = run.metadata.hyperparameters.model.get("num_trainable_parameters")
         exact = count(parameters) if parameters >= 10**6 else ""
-        yield Figure(
-            "Parameters", short_count(parameters), exact if trained == parameters else f"{count(trained)} trained"
-        )
+        note = exact if trained in (None, parameters) else f"{count(trained)} trained"
+        yield Figure("Parameters", short_count(parameters), note)
 
 
 def _epochs(run: RunRecord) -> EpochTable:
