@@ -116,6 +116,8 @@ def report(
     from .report import page
     from .run_state import state_of
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold what the terminal has no letter for
     runs = []
     for file in files:
         try:
