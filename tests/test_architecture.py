@@ -20,7 +20,7 @@ FLOORS = [
     ["sidecars", "progress", "environment", "norm_history", "termination", "curves", "example", "run_state"],
     ["metrics_file", "places", "summary", "plots", "frames"],
     ["resumption", "rules", "run_files", "export"],
-    ["terminal"],
+    ["terminal", "report"],
     ["display"],
     ["options", "validation"],
     ["instruments"],
@@ -64,6 +64,13 @@ INSTRUMENT_FLOORS = [
     ["own_evaluation"],
     ["training", "final_inference"],
 ]
+REPORT_FLOORS = [
+    ["figures", "heatmaps", "labels"],
+    ["charts", "attention", "final_example", "meanings"],
+    ["section"],
+    ["page"],
+]
+INNER_FLOORS = {"instruments": INSTRUMENT_FLOORS, "report": REPORT_FLOORS}
 NAMES = [
     "FinalInference", "RunRecord", "Tracker", "TrackmetricsError", "TrackmetricsWarning", "__version__",
     "capture_attention", "load_run", "tracked_training", "tracker",
@@ -73,7 +80,7 @@ NAMES = [
 def modules():
     """Each module of the installed package by its dotted name below `trackmetrics`, with its tree."""
     root = files("trackmetrics")
-    for folder, prefix in ((root, ""), (root / "instruments", "instruments.")):
+    for folder, prefix in ((root, ""), *((root / inner, f"{inner}.") for inner in INNER_FLOORS)):
         for file in sorted(folder.iterdir(), key=lambda item: item.name):
             if file.name.endswith(".py") and file.name != "__init__.py":
                 yield prefix + file.name.removesuffix(".py"), ast.parse(file.read_text(encoding="utf-8"))
@@ -87,8 +94,8 @@ def imported(name, tree):
             base = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module
             below = base.removeprefix("trackmetrics").removeprefix(".")
             yield from ([below] if below else [item.name for item in node.names])
-            if below == "instruments":
-                yield from (f"instruments.{item.name}" for item in node.names)
+            if below in INNER_FLOORS:
+                yield from (f"{below}.{item.name}" for item in node.names)
 
 
 def without_typing_blocks(tree):
@@ -115,8 +122,9 @@ def upward(sources):
     for name, tree in sources:
         for target in imported(name, tree):
             here, there = name.partition("."), target.partition(".")
-            if here[0] == there[0] == "instruments":
-                if there[2] and floor_of(there[2], INSTRUMENT_FLOORS) >= floor_of(here[2], INSTRUMENT_FLOORS):
+            if here[0] == there[0] and here[0] in INNER_FLOORS:
+                floors = INNER_FLOORS[here[0]]
+                if there[2] and floor_of(there[2], floors) >= floor_of(here[2], floors):
                     wrong.append(f"{name} -> {target}")
             elif there[0] in NAMES:
                 continue  # the demo imports the root, as a user does
@@ -136,7 +144,7 @@ def test_every_module_stands_on_a_floor():
         head, _, tail = name.partition(".")
         floor_of(head, FLOORS)
         if tail:
-            floor_of(tail, INSTRUMENT_FLOORS)
+            floor_of(tail, INNER_FLOORS[head])
 
 
 @pytest.mark.parametrize(
@@ -145,6 +153,8 @@ def test_every_module_stands_on_a_floor():
         ("record", "from .run import Tracker"),
         ("instruments.criteria", "from .training import Training"),
         ("instruments.criteria", "from ..engine import Engine"),
+        ("report.charts", "from .section import section"),
+        ("report.charts", "from ..cli import report"),
         ("errors", "def f():\n    from .plain import to_plain"),
     ],
 )

@@ -9,7 +9,11 @@ import pytest
 ROOT = files("trackmetrics")
 MODULES = sorted(
     prefix + file.name.removesuffix(".py")
-    for folder, prefix in ((ROOT, "trackmetrics."), (ROOT / "instruments", "trackmetrics.instruments."))
+    for folder, prefix in (
+        (ROOT, "trackmetrics."),
+        (ROOT / "instruments", "trackmetrics.instruments."),
+        (ROOT / "report", "trackmetrics.report."),
+    )
     for file in folder.iterdir()
     if file.name.endswith(".py") and file.name != "__init__.py" and ">>>" in file.read_text(encoding="utf-8")
 )

@@ -76,15 +76,14 @@ def test_no_folder_is_an_error(tmp_path, deep):
         ([f"out/{NAME}"], ["counting"]),
         ([f"out/{NAME}", f"other/{NAME}"], ["out/counting", "other/counting"]),
         ([f"a/out/{NAME}", f"b/out/{NAME}", "x.json"], ["a/out/counting", "b/out/counting", "x.json"]),
-        ([f"out/{NAME}", f"out/{NAME}"], ["counting", "counting"]),
-        (["out/other.json"], ["other.json"]),
-        ([NAME, f"out/{NAME}"], ["counting", "out/counting"]),
-        (["a.json", "b/a.json"], ["a.json", "b/a.json"]),
-        (["/a/b.json", "/c/b.json"], ["a/b.json", "c/b.json"]),
+        ([f"out/{NAME}", f"out/{NAME}"], ["counting", "counting (2)"]),
+        ([f"/here/{NAME}", f"/here/out/{NAME}"], ["here/counting", "out/counting"]),
+        (["/a.json", "/b/a.json"], ["/a.json", "b/a.json"]),
+        (["/a/b.json", "/c/b.json", "/c/d.json"], ["a/b.json", "c/b.json", "d.json"]),
     ],
-)  # fmt: skip
+)
 def test_names_tell_files_apart(paths, names):
-    """By the part alone where that does, else by as many folders as it takes; the same file has the same name."""
+    """By the part alone where that does, else by as many folders as it takes; the same file twice is numbered."""
     assert short_names(paths) == names
 
 

@@ -112,7 +112,7 @@ def validate(files: Files, as_json: AsJson = False) -> None:
         try:
             faults = validation.validate(file, _LISTED + 1)
         except MetricsFileError as error:
-            typer.echo(f"trackmetrics: {error}", err=True)
+            _tell(str(error))
             statuses.append(2)
             continue
         statuses.append(1 if faults else 0)
@@ -268,12 +268,41 @@ def plot(
         _print_json({"file": str(output)})
 
 
+@app.command(epilog="Example: trackmetrics report output/*.json -o report.html")
+def report(
+    files: Files,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the page is written.")] = Path("report.html"),
+    as_json: AsJson = False,
+) -> None:
+    """Put runs on one page with curves, the final example and attention, that needs nothing but a browser."""
+    from .report import page
+    from .summary import summarize
+
+    found = _read(files)
+    if output.resolve() in {file.resolve() for file in files}:
+        fail(f"{output} is one of the files; give another --output")
+    with _one_line():
+        _write(output, page.render([(item.path, item.run) for item in found]).encode())
+    if as_json:
+        _print_json({"file": str(output), "runs": [summarize(item.run, item.path) for item in found]})
+    else:
+        _spell_out()
+        typer.echo(f"report in {output.absolute()}")
+
+
 def _read(files: list[Path]) -> list[RunFile]:
-    """Read each file; one that can't be ends the command with status 2."""
+    """Read each file; where one can't be read the command ends with status 2, and a line for each of those."""
     from .run_files import read
 
-    with _one_line():
-        return [read(file) for file in files]
+    found = []
+    for file in files:
+        try:
+            found.append(read(file))
+        except MetricsFileError as error:
+            _tell(str(error))
+    if len(found) < len(files):
+        raise typer.Exit(2)
+    return found
 
 
 @contextlib.contextmanager
@@ -323,8 +352,12 @@ def _spell_out() -> None:
 
 def fail(message: str, status: int = 1) -> NoReturn:
     """Say in one line what is wrong, and end with that status."""
-    typer.echo(f"trackmetrics: {message}", err=True)
+    _tell(message)
     raise typer.Exit(status)
+
+
+def _tell(message: str) -> None:
+    typer.echo(f"trackmetrics: {message}", err=True)
 
 
 def main() -> None:

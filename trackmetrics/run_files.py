@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
@@ -81,16 +81,20 @@ def find(folder: Path, *, deep: bool = False) -> list[Path]:
 
 
 def short_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """Name files by what tells them apart: the part alone, or with as many of its folders as it takes.
+    """Name files by their parts, each with as many folders as it takes to tell it apart; the same one is numbered.
 
     >>> short_names(["out/a_training_metrics.json", "out/b_training_metrics.json"])
     ['a', 'b']
-    >>> short_names(["one/out/a_training_metrics.json", "two/out/a_training_metrics.json"])
-    ['one/out/a', 'two/out/a']
+    >>> short_names(["one/a_training_metrics.json", "two/a_training_metrics.json", "one/a_training_metrics.json"])
+    ['one/a', 'two/a', 'one/a (2)']
     """
-    parts = [PurePath(path).parts for path in paths]
-    for length in range(1, max(map(len, parts), default=0) + 1):
-        names = [PurePath(*part[-length:]).as_posix() for part in parts]
-        if len(set(names)) == len(set(parts)):
-            break
-    return [name.removesuffix(SUFFIX) for name in names] if parts else []
+    parts = [Path(path).absolute().parts for path in paths]
+    names = [PurePath(*_telling(own, set(parts))).as_posix().removesuffix(SUFFIX) for own in parts]
+    times = [names[: place + 1].count(name) for place, name in enumerate(names)]
+    return [f"{name} ({count})" if count > 1 else name for name, count in zip(names, times, strict=True)]
+
+
+def _telling(own: tuple[str, ...], paths: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    """The shortest end of a path that no other path has."""
+    lengths = (length for length in range(1, len(own)) if sum(path[-length:] == own[-length:] for path in paths) == 1)
+    return own[-next(lengths, 0) :]

@@ -11,15 +11,15 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 _LONGEST = 160  # letters of a value
 
 
-def visible(value: Any) -> str:
+def visible(value: Any, longest: int = _LONGEST) -> str:
     """Give a value's text on one line; what a terminal would obey, control characters and the like, is escaped.
 
     >>> visible("a\\x1b[31mb\\n"), visible({"lr": 0.1})
     ('a\\\\x1b[31mb\\\\n', '{"lr": 0.1}')
     """
     text = value if isinstance(value, str) else _plain_text(value)
-    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[: _LONGEST + 1])
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[: longest + 1])
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def _plain_text(value: Any) -> str:

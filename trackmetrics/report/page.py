@@ -1,0 +1,86 @@
+"""The page: the runs' parts put into one file, which asks for nothing from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from .. import extras
+from ..record import RunRecord
+from ..run_files import short_names
+from ..summary import differing_hyperparameters
+from ..wording import visible
+from .charts import charts
+from .heatmaps import Gallery
+from .meanings import meanings
+from .section import section
+
+_SCRIPTS = ("heatmap.js", "attention.js", "curves.js", "page.js")
+_NAMED = 2  # tasks in the title
+
+
+def render(runs: Sequence[tuple[Path, RunRecord]]) -> str:
+    """Give the page of runs, each with the file that it stands in.
+
+    Raises `MissingExtraError` where what the page is made with isn't installed.
+    """
+    jinja2 = extras.load("jinja2", extra="report")
+    plotly_js = extras.load("plotly.offline", extra="report").get_plotlyjs()
+    records = [run for _, run in runs]
+    names, gallery = short_names([path for path, _ in runs]), Gallery()
+    sections = [section(run, path, names[place], place, gallery) for place, (path, run) in enumerate(runs)]
+    drawn = charts(records, names)
+    plotly, script = _script(plotly_js), _script("".join(_part(name) for name in _SCRIPTS))
+    template = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    ).from_string(_part("page.html"))
+    return str(template.render(
+        title=_title(list(dict.fromkeys(item.task for item in sections))),
+        sections=sections,
+        charts=drawn,
+        compared=list(dict.fromkeys(figure.name for item in sections for figure in item.figures)),
+        differing={visible(name): ["–" if value is None else visible(value, 60) for value in given]
+                   for name, given in differing_hyperparameters(*records).items()},
+        meanings=meanings(records),
+        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        data=_data({"runs": names, "charts": drawn, "axes": gallery.axes, "heatmaps": gallery.heatmaps}),
+        style=_part("page.css"),
+        plotly=plotly,
+        script=script,
+        policy=_policy(plotly, script),
+    ))  # fmt: skip
+
+
+def _title(tasks: Sequence[str]) -> str:
+    return ", ".join(tasks) if len(tasks) <= _NAMED else f"{', '.join(tasks[:_NAMED])} and {len(tasks) - _NAMED} more"
+
+
+def _part(name: str) -> str:
+    return (files(__package__) / name).read_text(encoding="utf-8")
+
+
+def _data(value: Any) -> str:
+    """JSON that can stand in a page: nothing in it begins a tag, and all but ASCII is escaped."""
+    return json.dumps(value, default=vars, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def _script(text: str) -> str:
+    """A script of a package that can stand in a page, with line ends as a browser reads them."""
+    return text.replace("</script", "<\\/script").replace("\r\n", "\n")
+
+
+def _policy(*scripts: str) -> str:
+    """What the page may do: run these scripts and no other, and load nothing."""
+    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
