@@ -584,7 +584,7 @@ def test_a_run_that_goes_on(opened):
     begun = a_run(epochs=(), final_results=None, final_inference=None, extensions=status)
     bare = a_run(extensions=None)
     page = opened(written(begun, "begun"))
-    assert page.get_by_text("No epoch is complete yet.").is_visible()
+    assert page.get_by_text("No epoch is complete.").is_visible()
     assert page.locator(".state").first.text_content() == "running"
     assert (
         page.locator(".example .empty").text_content() == "The run goes on; it comes when the training has completed."
