@@ -246,7 +246,7 @@ def hover_by_key(page, place):
     plot.focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
-    page.wait_for_timeout(100)
+    plot.locator(".hoverlayer text").first.wait_for()
     return plot.locator(".hoverlayer").text_content()
 
 
@@ -525,7 +525,7 @@ def test_dark_and_light(opened):
     found = []
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
-        page.wait_for_timeout(100)
+        page.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done)))")  # a change comes before
         found.append(
             [page.evaluate("getComputedStyle(document.body).backgroundColor"), *map(page.evaluate, (tile, ink))]
         )
