@@ -246,7 +246,7 @@ def hover_by_key(page, place):
     plot.focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
-    page.wait_for_timeout(100)
+    plot.locator(".hoverlayer text").first.wait_for()
     return plot.locator(".hoverlayer").text_content()
 
 
@@ -525,7 +525,7 @@ def test_dark_and_light(opened):
     found = []
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
-        page.wait_for_timeout(100)
+        page.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done)))")  # a change comes before
         found.append(
             [page.evaluate("getComputedStyle(document.body).backgroundColor"), *map(page.evaluate, (tile, ink))]
         )
@@ -584,7 +584,7 @@ def test_a_run_that_goes_on(opened):
     begun = a_run(epochs=(), final_results=None, final_inference=None, extensions=status)
     bare = a_run(extensions=None)
     page = opened(written(begun, "begun"))
-    assert page.get_by_text("No epoch is complete yet.").is_visible()
+    assert page.get_by_text("No epoch is complete.").is_visible()
     assert page.locator(".state").first.text_content() == "running"
     assert (
         page.locator(".example .empty").text_content() == "The run goes on; it comes when the training has completed."

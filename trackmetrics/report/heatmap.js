@@ -6,6 +6,7 @@ const DATA = JSON.parse(document.getElementById("data").textContent);
 const NARROWEST_LABEL = 13; // CSS pixels between two labels
 const LONGEST_LABEL = 110;
 const FLOOR = -10; // log-probabilities below it look alike
+const SHORTEST_SCALE = -3; // of log-probabilities, so that even odds do not look like none
 
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -60,7 +61,7 @@ class Grid {
     const finite = this.values.filter(Number.isFinite);
     const least = finite.reduce((a, b) => Math.min(a, b), 0);
     const greatest = finite.reduce((a, b) => Math.max(a, b), this.kind === "attention" ? 0 : -Infinity);
-    this.low = this.kind === "attention" ? 0 : Math.max(least, FLOOR);
+    this.low = this.kind === "attention" ? 0 : Math.min(SHORTEST_SCALE, Math.max(least, FLOOR));
     this.high = this.kind === "attention" ? greatest || 1 : 0;
     this.floored = this.kind !== "attention" && least < FLOOR;
   }
