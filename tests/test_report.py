@@ -326,13 +326,13 @@ def test_a_layer_opens_by_click_and_says_its_weights(opened):
     assert page.locator(".tile").count() == 3
     assert page.locator(".layer h4 .about").first.text_content() == "layers.0 · self · observed · check 0"
     page.locator(".tile").nth(1).click()
-    assert page.locator("#attention-title").text_content() == "Layer 2"
+    assert page.locator("#attention-title").text_content() == "Layer 1"
     weights = run.final_inference.attention_weights
     for row, column, pair in ((0, 0, "a (1) → a (1)"), (4, 2, "a (5) → ␣ (3)"), (2, 5, "␣ (3) → b (6)")):
         said = hovered(page, page.locator("dialog canvas"), row, column, (6, 6))
         assert said == (shortest(weights[1, row, column]), pair)
     page.get_by_role("button", name="Next map").click()
-    assert page.locator("#attention-title").text_content() == "Layer 3"
+    assert page.locator("#attention-title").text_content() == "Layer 2"
     assert page.get_by_role("button", name="Next map").is_disabled()
     assert hovered(page, page.locator("dialog canvas"), 1, 1, (6, 6))[0] == shortest(weights[2, 1, 1])
 
@@ -341,10 +341,10 @@ def test_a_layer_opens_by_keyboard(opened):
     """Tab comes to it, Enter opens it, arrows go through its cells and tokens, Escape closes it and leads back."""
     run = a_run()
     page = opened(written(run))
-    tile = page.get_by_role("button", name="Open Layer 1")
+    tile = page.get_by_role("button", name="Open Layer 0")
     tile.focus()
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.ariaLabel") == "Open Layer 2"
+    assert page.evaluate("document.activeElement.ariaLabel") == "Open Layer 1"
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     page.keyboard.press("Enter")
     dialog = page.locator("dialog")
@@ -368,7 +368,7 @@ def test_a_layer_opens_by_keyboard(opened):
     assert dialog.locator("[aria-pressed=true]").get_attribute("aria-label") == "␣ (3)"
     page.keyboard.press("Escape")
     assert not dialog.is_visible()
-    assert page.evaluate("document.activeElement.ariaLabel") == "Open Layer 2"
+    assert page.evaluate("document.activeElement.ariaLabel") == "Open Layer 1"
 
 
 def test_from_token_to_token(opened):
@@ -396,9 +396,9 @@ def test_heads_and_maps_beside_the_stack(opened):
     page = opened(written(run))
     names = page.locator(".tile").evaluate_all("all => all.map(one => one.ariaLabel)")
     assert names == [
-        f"Open Layer {layer}, {name}" for layer in (1, 2) for name in ("mean", "head 1", "head 2")
+        f"Open Layer {layer}, {name}" for layer in (0, 1) for name in ("mean", "head 0", "head 1")
     ] + ["Open decoder.cross"]  # fmt: skip
-    page.get_by_role("button", name="Open Layer 2, head 1").click()
+    page.get_by_role("button", name="Open Layer 1, head 0").click()
     said = hovered(page, page.locator("dialog canvas"), 3, 2, (6, 6))
     assert said == (shortest(run.extensions["attention"]["heads"][1, 0, 3, 2]), "c (4) → ␣ (3)")
     page.keyboard.press("Escape")
@@ -575,7 +575,7 @@ def test_several_runs_are_overlaid(opened):
     sections.nth(1).locator("summary").first.press("Enter")
     assert sections.nth(1).locator(".example canvas").is_visible()
     sections.nth(1).locator(".tile").first.click()
-    assert page.locator("#attention-title").text_content() == "b/run: Layer 1"
+    assert page.locator("#attention-title").text_content() == "b/run: Layer 0"
 
 
 def test_a_run_that_goes_on(opened):
@@ -601,7 +601,7 @@ def test_each_key_of_the_format_has_its_place(opened):
     text = page.locator("body").inner_text()
     for words in ("optimizer.name", "SGD", "2.13.0", "global L2 norm", "dev_accuracy is null: no dev set was found",
                   "3 of 8 steps had a gradient norm that is NaN or infinite", "Resumed after epoch 1",
-                  "/training/seed was 1, is 0", "no weights can be had of layers.2", "layers.0.cross", "head 2",
+                  "/training/seed was 1, is 0", "no weights can be had of layers.2", "layers.0.cross", "head 1",
                   "measured", "0.50 s"):  # fmt: skip
         assert words in text, words
     page.locator(".values summary").click()

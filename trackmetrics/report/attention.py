@@ -57,7 +57,7 @@ def attention(run: RunRecord, place: int, gallery: Gallery) -> Attention:
     >>> inference = FinalInference("ab", np.log([[0.5, 0.5]] * 2), np.full((3, 2, 2), 0.5))
     >>> shown = attention(RunRecord(Metadata("demo", ""), (), None, inference), 0, Gallery())
     >>> [row.title for row in shown.stack]
-    ['Layer 1', 'Layer 2', 'Layer 3']
+    ['Layer 0', 'Layer 1', 'Layer 2']
     """
     said = part(run.extensions, "attention")
     first = len(gallery.heatmaps)
@@ -93,9 +93,9 @@ def _stack(
     described = {entry["layer"]: entry for entry in objects(said, "maps") if isinstance(entry.get("layer"), int)}
     labels = _token_labels(text, weights.shape[-1])
     for layer, mean in enumerate(weights):
-        title, about = f"Layer {layer + 1}", _about(described.get(layer, {}))
+        title, about = f"Layer {layer}", _about(described.get(layer, {}))
         whole = [("mean" if heads is not None else "", mean)]
-        each = [] if heads is None else [(f"head {number}", map) for number, map in enumerate(heads[layer], 1)]
+        each = [] if heads is None else [(f"head {number}", map) for number, map in enumerate(heads[layer])]
         tiles = [
             Tile(gallery.add("attention", place, _joined(title, name), about, map, labels, labels), name)
             for name, map in (*whole, *each)
@@ -129,7 +129,7 @@ def _batch(entry: Mapping[str, Any]) -> Any:
 def _matrices(weights: npt.NDArray[Any], of_heads: bool) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     for index in np.ndindex(weights.shape[:-2]):
         names = ["head"] if of_heads else ["part", "head"]
-        yield ", ".join(f"{name} {number + 1}" for name, number in zip(names, index)), weights[index]
+        yield ", ".join(f"{name} {number}" for name, number in zip(names, index)), weights[index]
 
 
 def _axis(text: str, length: int, kind: Any) -> list[str]:
