@@ -165,10 +165,13 @@ class Engine:
         return self._progress.live
 
     def progress_made(self) -> None:
-        """Draw the live line again if it is time: this is called at each step."""
+        """Draw the live line again if it is time."""
         if self._progress.due():
-            with self._spared("progress"):
-                self._progress.draw(self._steps_of_epoch, self._training.figures())
+            self._draw()
+
+    def _draw(self) -> None:
+        with self._spared("progress"):
+            self._progress.draw(self._steps_of_epoch, self._training.figures())
 
     def loop_begins(self, total: int | None) -> Loop:
         """The user begins to go through `total` items."""
@@ -186,7 +189,7 @@ class Engine:
         self._steps_before = self._training.completed_steps
         planned = self._assessment.planned_epochs() if steps is None else None
         self._progress.epoch_begins(len(self.record.epochs) + 1, planned, steps)
-        self._training.on_backward = self.progress_made
+        self._training.due, self._training.on_due = self._progress.due, self._draw
 
     def _show_stage(self, stage: str) -> None:
         with self._spared("progress"):

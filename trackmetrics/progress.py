@@ -57,7 +57,7 @@ class Progress:
         self._clock = clock
         self._view = _view(progress, sys.stderr if stream is None else stream)
         self._pace = Pace(clock)
-        self._drawn = float("-inf")
+        self._drawn = self._staged = float("-inf")  # when the line was, and when anything was in its place
         self.live = self._view is not None and self._view.live
 
     # The epoch in progress
@@ -80,15 +80,16 @@ class Progress:
 
     def draw(self, steps: int, figures: Mapping[str, float]) -> None:
         """Draw it, after so many steps of the epoch."""
+        self._drawn = self._clock()
         self._draw(self._pace.status(steps, figures.get("loss"), figures.get("norm")))
 
     def stage(self, steps: int, stage: str) -> None:
         """Say on the live line what goes on now, where that is no training."""
-        if self.live and self._clock() - self._drawn >= _STAGE_AFTER:
+        if self.live and self._clock() - self._staged >= _STAGE_AFTER:
             self._draw(self._pace.status(steps, stage=stage))
 
     def _draw(self, status: Status) -> None:
-        self._drawn = self._clock()
+        self._staged = self._clock()
         self._show(lambda view: view.draw(status))
 
     # What stays
@@ -110,8 +111,12 @@ class Progress:
                 view.close()
 
     def _show(self, show: Callable[[View], None]) -> None:
-        if self._view is not None and not _follows():
-            with contextlib.suppress(Exception):
+        if self._view is None:
+            return
+        with contextlib.suppress(Exception):
+            if _follows():
+                self.close()  # for good: the processes may part before the run ends
+            else:
                 show(self._view)
 
 

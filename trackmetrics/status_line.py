@@ -73,7 +73,7 @@ def _pace(rate: float) -> str:
     """Of what is faster than one a second, how many a second; of what is slower, how long each takes."""
     if rate < 1:
         return f"{1 / rate:.1f} s each"
-    return f"{rate:.1f}/s" if rate < 10 else f"{rate:.0f}/s"
+    return f"{rate:.1f}/s" if rate < 9.95 else f"{rate:.0f}/s"
 
 
 def clock_time(seconds: float) -> str:

@@ -44,19 +44,25 @@ def _said_with_the_values(name: str, error: Exception) -> None:
     """An epoch's values say themselves why they are missing."""
 
 
+def _nothing() -> None:
+    """Nobody waits for it."""
+
+
 class Training(events.Listener):
     """Listens to a training while it is `active`; a fault of ours ends the instrument it is in, nothing else.
 
     An instrument of an epoch's values that failed says so with each of them that it costs; of any other `on_fault` is
     told the name and the error. `on_steps` is called, where it is set, between two steps, when at least one more is
     complete: when the next batch comes, where a loader feeds the training, so that an evaluation after the step is
-    still the step's; else as soon as the step is over. `on_backward` is called, where it is set, as a backward begins.
+    still the step's; else as soon as the step is over. `on_due` is called between two steps, where `due` is set
+    and says that it is time.
     """
 
     def __init__(self, on_fault: Callable[[str, Exception], None]) -> None:
         self.active = False
         self.on_steps: Callable[[], None] | None = None
-        self.on_backward: Callable[[], None] | None = None
+        self.due: Callable[[], bool] | None = None
+        self.on_due: Callable[[], None] = _nothing
         self._fed_by: Any = None  # which batches came since the last step was over: their sampler
         self._awaited: Any = None  # the sampler whose next batch begins the next step
         self._parameters = TrainedParameters()
@@ -194,7 +200,8 @@ class Training(events.Listener):
     def release(self) -> None:
         """Remove every hook and drop every reference."""
         self.active = False
-        self.on_steps = self.on_backward = self._fed_by = self._awaited = None
+        self.on_steps = self.due = self._fed_by = self._awaited = None
+        self.on_due = _nothing
         with contextlib.ExitStack() as stack:  # each, though another fails
             stack.callback(self._own.release)
             stack.callback(self._metrics.release)
@@ -234,9 +241,10 @@ class Training(events.Listener):
             self._steps.losses_scaled(scaled, scale)
 
     def backward_begins(self, roots: tuple[Root, ...], inputs: tuple[torch.Tensor, ...] | None, retains: bool) -> None:
-        if self.active and self.on_backward is not None:
-            self.on_backward()
         if self.active and not self._spare_steps.broken:
+            if self.due is not None and self.due():
+                self._steps.between_backwards()
+                self.on_due()
             if self.on_steps is not None:
                 self._steps.between_backwards()
                 self.on_steps()
