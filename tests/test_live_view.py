@@ -110,7 +110,7 @@ def test_loss_and_norm_are_those_of_the_epoch_so_far(terminal, clock):
         for features, classes in toy.loader(400, batch_size=1):
             loss = F.cross_entropy(net(features), classes)
             optimizer.zero_grad()
-            clock.advance(0.25 if len(losses) % 37 == 5 else 0)
+            clock.advance(1 if len(losses) % 37 == 5 else 0)
             loss.backward()
             line = terminal.last_row
             if len(losses) % 37 == 5:
@@ -227,12 +227,12 @@ def test_a_second_run_leaves_the_live_line_to_the_first(terminal, clock):
     first, second = (Progress("auto", lambda: clock.seconds, terminal.stream) for _ in range(2))
     first.epoch_begins(1, None)
     second.epoch_begins(8, None)
-    first.draw(0, {})
-    second.draw(0, {})
+    first.draw(0, dict)
+    second.draw(0, dict)
     assert terminal.last_row == "epoch 1  step 0"
     first.close()
     assert terminal.last_row == ""
-    second.draw(0, {})
+    second.draw(0, dict)
     assert terminal.last_row == "epoch 8  step 0"
     second.close()
     assert terminal.scrolls_whole
@@ -242,12 +242,12 @@ def test_a_forked_process_draws_nothing(terminal, clock):
     """A worker has a copy of everything, and the terminal is the parent's."""
     progress = Progress("auto", lambda: clock.seconds, terminal.stream)
     progress.epoch_begins(1, None)
-    progress.draw(0, {})
+    progress.draw(0, dict)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
         child = os.fork()
     if child == 0:
-        progress.draw(5, {})
+        progress.draw(5, dict)
         progress.close()
         os._exit(0)
     os.waitpid(child, 0)

@@ -171,7 +171,7 @@ class Engine:
 
     def _draw(self) -> None:
         with self._spared("progress"):
-            self._progress.draw(self._steps_of_epoch, self._training.figures())
+            self._progress.draw(self._steps_of_epoch, self._training.figures)
 
     def loop_begins(self, total: int | None) -> Loop:
         """The user begins to go through `total` items."""

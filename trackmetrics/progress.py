@@ -23,6 +23,7 @@ from .status_line import Style, status_line
 from .wording import printable
 
 _EVERY = 0.25  # seconds between two drawings of the live line
+_FIGURES_EVERY = 1.0  # the same, of the figures on it: nobody reads them faster
 _STAGE_AFTER = 0.05  # from the last drawing to that of a stage, which may stand for long
 
 
@@ -58,6 +59,8 @@ class Progress:
         self._view = _view(progress, sys.stderr if stream is None else stream)
         self._pace = Pace(clock)
         self._drawn = self._staged = float("-inf")  # when the line was, and when anything was in its place
+        self._figures: Mapping[str, float] = {}
+        self._figures_read = float("-inf")
         self.live = self._view is not None and self._view.live
 
     # The epoch in progress
@@ -65,6 +68,7 @@ class Progress:
     def epoch_begins(self, number: int, epochs: int | None, steps: int | None = None) -> None:
         """An epoch begins; `epochs` and `steps` are how many there will be, where that is known."""
         self._pace.epoch_begins(number, epochs, steps)
+        self._figures = {}
 
     def loop_begins(self, total: int | None) -> Loop:
         """Somebody begins to go through `total` items."""
@@ -78,10 +82,12 @@ class Progress:
         """Whether it is time to draw the live line again."""
         return self.live and self._clock() - self._drawn >= _EVERY
 
-    def draw(self, steps: int, figures: Mapping[str, float]) -> None:
-        """Draw it, after so many steps of the epoch."""
+    def draw(self, steps: int, figures: Callable[[], Mapping[str, float]]) -> None:
+        """Draw it, after so many steps of the epoch; `figures`, its `loss` and `norm`, are asked for less often."""
         self._drawn = self._clock()
-        self._draw(self._pace.status(steps, figures.get("loss"), figures.get("norm")))
+        if not self._figures or self._drawn - self._figures_read >= _FIGURES_EVERY:
+            self._figures, self._figures_read = figures(), self._drawn
+        self._draw(self._pace.status(steps, self._figures.get("loss"), self._figures.get("norm")))
 
     def stage(self, steps: int, stage: str) -> None:
         """Say on the live line what goes on now, where that is no training."""
