@@ -9,6 +9,7 @@ import subprocess
 import sys
 import termios
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 import toy
 from oracle import one_thread  # noqa: F401  a fixture
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trackmetrics import Tracker, tracked_training, tracker
 from trackmetrics.progress import Progress
@@ -402,7 +404,62 @@ def test_the_first_process_of_a_group_shows_the_run(terminal, clock, monkeypatch
     assert terminal.look()[0] == HEADING
 
 
-# What it leaves alone
+# What it costs, and leaves alone
+
+
+def test_it_is_drawn_four_times_a_second_and_its_figures_once(terminal, clock, monkeypatch):
+    """However many steps there are: at every other one the clock is read, once, and that is all."""
+    read, drawn, asked = [], [], []
+
+    def seconds():
+        read.append(clock.seconds)
+        return clock.seconds
+
+    progress = Progress("auto", seconds, terminal.stream)
+    progress.epoch_begins(1, None)
+    monkeypatch.setattr(type(progress._view), "draw", lambda view, status: drawn.append(status.loss))
+    began = len(read)
+    for _ in range(3000):
+        clock.advance(0.001)
+        if progress.due():
+            progress.draw(7, lambda: asked.append(clock.seconds) or {"loss": float(len(asked))})
+    progress.close()
+    assert len(drawn) == 12
+    assert len(asked) == 3
+    assert drawn == [1.0] * 4 + [2.0] * 4 + [3.0] * 4
+    assert len(read) - began <= 3000 + 12 * 4
+
+
+class Fetches(TorchDispatchMode):
+    """Counts what waits for a device: numbers that are asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.counted = Counter()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select"):
+            self.counted[name] += 1
+        return operation(*args, **(kwargs or {}))
+
+
+def test_a_drawn_step_asks_the_device_for_nothing(terminal, clock):
+    """The same training, silent and with every step drawn: as many numbers are asked for, whichever those are."""
+    counted = []
+    for progress in ("auto", False):
+        net, fetches = toy.model(), Fetches()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        with Tracker("t", dev=[], train=[], progress=progress) as run, run.epoch(), fetches:
+            for features, classes in toy.loader(80):
+                optimizer.zero_grad()
+                F.cross_entropy(net(features), classes).backward()
+                optimizer.step()
+                clock.advance(2)
+        counted.append(fetches.counted)
+        terminal.look()
+        assert terminal.written.count(b"loss ") >= 8
+    assert counted[0] == counted[1]
 
 
 def file_of(clock, net, progress, loss=F.cross_entropy, batch_size=8):
@@ -496,7 +553,7 @@ def steps(number):
         optimizer.zero_grad()
         nn.functional.cross_entropy(net(torch.ones(2, 4)), torch.tensor([0, 1])).backward()
         optimizer.step()
-with Tracker("t", dev=[], train=[]) as run:
+def train(run):
     with run.epoch():
         steps(2)
     with run.epoch():
@@ -504,25 +561,33 @@ with Tracker("t", dev=[], train=[]) as run:
         time.sleep(0.3)
         steps(2)
         pause("training")
-        while True:
+        while os.environ["END"] != "left open":
             steps(1)
+        os.environ["END"] = ""
+        sys.exit()
+run = Tracker("t", dev=[], train=[])
+if os.environ["END"] == "left open":
+    run.__enter__()
+    train(run)
+with run:
+    train(run)
 """
 
 
-@pytest.mark.parametrize("end", ["Ctrl+C", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("end", ["Ctrl+C", "SIGTERM", "left open"])
 def test_a_process_that_is_ended_leaves_a_sane_terminal(terminal, end):
     """All rows scroll, the live line is gone, the cursor is there at the beginning of a line, below the traceback."""
-    process = terminals.Process(terminal, SCRIPT)
+    process = terminals.Process(terminal, SCRIPT, END=end)
     try:
         process.until("training")
         assert terminal.last_row.startswith("epoch 2")
         process.go()
         if end == "Ctrl+C":
             process.press(b"\x03")
-        else:
-            process.kill(getattr(signal, end))
+        elif end == "SIGTERM":
+            process.kill(signal.SIGTERM)
         status = process.ended()
-        assert status == {"Ctrl+C": -signal.SIGINT}.get(end) or -getattr(signal, end, 0)
+        assert status == {"Ctrl+C": -signal.SIGINT, "SIGTERM": -signal.SIGTERM, "left open": 0}[end]
         rows = [*terminal.all_rows, *filter(None, [terminal.last_row])]
         assert rows[0] == HEADING
         assert "a line of the user's" in rows
@@ -546,7 +611,7 @@ if os.fork():
     os._exit(0)
 os.setpgid(0, 0)
 """ + SCRIPT.replace("print(", "print and (")
-    process = terminals.Process(terminal, script)
+    process = terminals.Process(terminal, script, END="")
     try:
         assert {process.until_any(), process.until_any()} == {"shell", "training"}
         rows = terminal.look()

@@ -10,6 +10,7 @@ All that is needed of a terminal is what a VT102 of 1982 did.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 from typing import Any
@@ -73,6 +74,8 @@ class Screen:
             if size.lines < _LEAST_ROWS or not self._hold():
                 return
             cleared = _NO_MARGINS + _CLEAR_BELOW if self._taken is not None else ""  # its row is elsewhere now
+            if self._taken is None:
+                atexit.register(self.give_back)  # for a run that nobody ends
             self._taken = size
             self._send(f"{cleared}{_room_below(1)}{_SAVE}\x1b[1;{size.lines - 1}r{_RESTORE}")
         self._send(f"{_SAVE}{_PLAIN}\x1b[{size.lines};1H{text}\x1b[K{_RESTORE}")
@@ -82,6 +85,7 @@ class Screen:
         if self._taken is None or os.getpid() != self._process:
             return
         taken, self._taken = self._taken, None
+        atexit.unregister(self.give_back)
         if self._size() == taken:
             self._send(f"{_SAVE}{_PLAIN}\x1b[{taken.lines};1H\x1b[2K\x1b[r{_RESTORE}")
         else:
