@@ -20,6 +20,7 @@ from oracle import one_thread  # noqa: F401  a fixture
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trackmetrics import Tracker, tracked_training, tracker
+from trackmetrics.errors import PathInUseError
 from trackmetrics.progress import Progress
 
 pytest.importorskip("pyte")
@@ -281,7 +282,7 @@ def test_a_terminal_that_changes_its_size(terminal, clock, size):
         said = said[-len(shown) :]
         assert len(shown) > 8
     assert shown == said
-    assert not any("loss 0" in row for row in terminal.all_rows)
+    assert not any(re.match(r"epoch \d/3", row) for row in terminal.all_rows)  # where the last row was before
     assert terminal.scrolls_whole
 
 
@@ -536,6 +537,15 @@ def test_a_run_that_fails_gives_the_terminal_back(terminal, clock, error):
     assert terminal.last_row == ""
     print("Traceback")
     assert [row.split()[0] for row in terminal.look()] == ["epoch", "1", "Traceback"]
+
+
+def test_a_run_that_cannot_begin_holds_no_terminal(terminal):
+    """Its file is another run's: nothing is open that wasn't."""
+    with Tracker("t", train=[], dev=[]):
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(PathInUseError), Tracker("t"):
+            pass
+        assert len(os.listdir("/proc/self/fd")) == before
 
 
 # In a process of its own

@@ -72,13 +72,12 @@ class Engine:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Hold the file and listen to the training, and let go of both at the end, whatever happens."""
-        with self.file:
+        with contextlib.closing(self._progress), self.file:
             self._take_up()
             try:
                 with told_of_termination(self.terminated), listening(self._training):
                     yield
             finally:
-                self._progress.close()
                 self._training.release()
 
     def _take_up(self) -> None:
