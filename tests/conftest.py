@@ -1,5 +1,6 @@
 """What every test gets: a folder of its own, a clock that is set by hand, and a look at what is left behind."""
 
+import contextlib
 import gc
 import importlib
 import random
@@ -106,3 +107,15 @@ def clock(monkeypatch):
     hand = HandClock()
     monkeypatch.setattr(Engine, "clock", Clock(lambda: hand.seconds, lambda: hand.date))
     return hand
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """A test that has a `terminal` writes to it; a fixture can't see to that, for pytest sets the streams once more."""
+    terminal = pyfuncitem.funcargs.get("terminal")
+    stream = None if terminal is None else terminal.stream
+    with contextlib.ExitStack() as stack:
+        if stream is not None:
+            stack.enter_context(contextlib.redirect_stdout(stream))
+            stack.enter_context(contextlib.redirect_stderr(stream))
+        return (yield)

@@ -14,12 +14,12 @@ import trackmetrics
 # From the ground up. A module may import from floors below its own; on one floor only what is listed.
 FLOORS = [
     ["errors"],
-    ["plain", "names", "json_pointer", "whole_file", "standard_error", "wording", "extras"],
-    ["array_types", "non_finite", "path_lock"],
+    ["plain", "names", "json_pointer", "whole_file", "standard_error", "wording", "extras", "pace", "screen"],
+    ["array_types", "non_finite", "path_lock", "status_line", "iteration"],
     ["record", "notices", "json_text"],
-    ["sidecars", "progress", "environment", "norm_history", "termination", "curves", "example", "run_state"],
-    ["metrics_file", "places", "summary", "plots", "frames"],
-    ["resumption", "rules", "run_files", "export"],
+    ["sidecars", "epoch_table", "environment", "norm_history", "termination", "curves", "example", "run_state"],
+    ["metrics_file", "places", "summary", "plots", "frames", "notebook"],
+    ["resumption", "rules", "run_files", "export", "progress"],
     ["terminal", "report"],
     ["display"],
     ["options", "validation"],
@@ -32,7 +32,7 @@ FLOORS = [
     ["cli"],
 ]
 INSTRUMENT_FLOORS = [
-    ["objects"],
+    ["objects", "readback"],
     [
         "compiling",
         "criteria",

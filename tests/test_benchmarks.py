@@ -57,6 +57,14 @@ def test_the_overhead_is_measured_and_printed(tmp_path):
     assert re.search(r"trackmetrics beside the steps: [0-9.]+ ms to open a run", done.stdout)
 
 
+def test_the_live_view_is_measured_and_printed():
+    """The ratio, and how often the line was drawn."""
+    pytest.importorskip("pty")
+    done = run("live_cost.py", "--blocks", "2", "--steps", "16")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"ratio [0-9.]+, middle half [0-9.]+ to [0-9.]+, [0-9.]+ drawn a second", done.stdout)
+
+
 def test_a_way_that_measures_nothing_has_no_figure(tmp_path, monkeypatch):
     """With tracking turned off the benchmark raises; it doesn't say that tracking is for free."""
     overhead = loaded_overhead(monkeypatch)

@@ -2,11 +2,12 @@
 
 import io
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from trackmetrics.progress import ProgressLines
+from trackmetrics.progress import Progress
 from trackmetrics.record import EpochRecord, FinalResults, Metadata, RunRecord
 
 PATH = Path("output/t_training_metrics.json")
@@ -47,7 +48,7 @@ class Bare:
 def shown(progress=True, stream=None, epochs=(), results=None, done=False):
     """The text that a run leaves on a stream."""
     stream = io.StringIO() if stream is None else stream
-    lines = ProgressLines(progress, stream)
+    lines = Progress(progress, time.monotonic, stream)
     for epoch in epochs:
         lines.epoch_done(epoch)
     if done:
@@ -130,7 +131,7 @@ def test_a_stream_that_fails_stops_nothing(monkeypatch, progress, kind):
     if kind == "closed":
         stream.close()
     monkeypatch.setattr(sys, "stderr", stream)
-    lines = ProgressLines(progress)
+    lines = Progress(progress, time.monotonic)
     lines.epoch_done(EPOCH)
     lines.run_done(a_run(None), PATH)
     assert kind != "bare" or stream.text.startswith("epoch   3") == (progress is True)
@@ -139,7 +140,7 @@ def test_a_stream_that_fails_stops_nothing(monkeypatch, progress, kind):
 def test_a_stream_closed_meanwhile_stops_nothing():
     """Lines after the stream was closed are lost, and that is all."""
     stream = Terminal()
-    lines = ProgressLines("auto", stream)
+    lines = Progress("auto", time.monotonic, stream)
     lines.epoch_done(EPOCH)
     stream.close()
     lines.epoch_done(EPOCH)
@@ -149,7 +150,7 @@ def test_a_stream_closed_meanwhile_stops_nothing():
 def test_a_path_that_the_stream_cannot_encode_stops_nothing():
     """An ASCII stream and a path with an accent: that line is lost, and nothing is raised."""
     raw = io.BytesIO()
-    lines = ProgressLines(True, io.TextIOWrapper(raw, encoding="ascii"))
+    lines = Progress(True, time.monotonic, io.TextIOWrapper(raw, encoding="ascii"))
     lines.run_done(a_run(None), Path("é.json"))
     lines.epoch_done(EPOCH)
     assert raw.getvalue().startswith(b"epoch   3")
@@ -157,7 +158,7 @@ def test_a_path_that_the_stream_cannot_encode_stops_nothing():
 
 def test_standard_error_is_the_stream(capsys):
     """Lines go to standard error as it is when the run starts, never to standard output."""
-    ProgressLines(True).epoch_done(EPOCH)
+    Progress(True, time.monotonic).epoch_done(EPOCH)
     captured = capsys.readouterr()
     assert captured.err.startswith("epoch   3  loss 0.4123")
     assert captured.out == ""

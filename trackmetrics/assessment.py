@@ -369,13 +369,11 @@ class Assessment:
     def hyperparameters(self, epochs_done: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """The model's and the training's hyperparameters, as far as they are known by now."""
         model = {} if self._model is None else hyperparameters.of_model(self._model, self._training.constructed)
-        data = {id(found.data) for found in (*self._train, *self._dev)}
-        own = {name: value for name, value in self._arguments.items() if id(value) not in data}
-        arguments = {**self._namespaces, **hyperparameters.spread(own)}
-        planned = [arguments[name] for name in _EPOCH_ARGUMENTS if isinstance(arguments.get(name), int)]
+        arguments = self._plain_arguments()
+        planned = _planned(arguments)
         training = {
             **arguments,
-            "num_epochs": planned[0] if planned else epochs_done,
+            "num_epochs": epochs_done if planned is None else planned,
             "batch_size": self._batch_size() or arguments.get("batch_size"),
             "learning_rate": arguments.get("learning_rate"),
             **{
@@ -387,6 +385,16 @@ class Assessment:
         }
         given = self._options.given_hyperparameters
         return {**model, **given("model")}, {**training, **given("training")}
+
+    def planned_epochs(self) -> int | None:
+        """How many epochs the user means to train, as far as arguments or `hyperparameters=` say."""
+        planned = self._options.given_hyperparameters("training").get("num_epochs", _planned(self._plain_arguments()))
+        return planned if isinstance(planned, int) and not isinstance(planned, bool) else None
+
+    def _plain_arguments(self) -> dict[str, Any]:
+        data = {id(found.data) for found in (*self._train, *self._dev)}
+        own = {name: value for name, value in self._arguments.items() if id(value) not in data}
+        return {**self._namespaces, **hyperparameters.spread(own)}
 
     def _batch_size(self) -> int | None:
         sizes = [getattr(found.data, "batch_size", None) for found in self._train]
@@ -402,6 +410,10 @@ class Assessment:
 
 def _given(role: str, data: Any) -> list[Found]:
     return [] if data is None else [Found(role, data, role)]
+
+
+def _planned(arguments: Mapping[str, Any]) -> int | None:
+    return next((arguments[name] for name in _EPOCH_ARGUMENTS if isinstance(arguments.get(name), int)), None)
 
 
 def _reason(error: Exception) -> str:

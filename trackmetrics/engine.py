@@ -23,7 +23,8 @@ from .metrics_file import MetricsFile
 from .norm_history import NormHistory
 from .notices import Notices
 from .options import Options
-from .progress import ProgressLines
+from .pace import Loop
+from .progress import Progress
 from .record import EpochRecord, Hyperparameters, Metadata, RunRecord
 from .resumption import Earlier, go_on
 from .termination import told_of_termination
@@ -60,7 +61,8 @@ class Engine:
         self._notices = Notices()
         self._training = Training(functools.partial(_instrument_failed, self._notices))
         self._assessment = Assessment(options, self._training, self._notices, arguments, self.clock.monotonic)
-        self._progress = ProgressLines(options.progress)
+        self._progress = Progress(options.progress, self.clock.monotonic)
+        self._steps_before = 0  # those of earlier epochs
         self._earlier: Earlier | None = None
         self._norms = NormHistory()
         self._saving_seconds = 0.0
@@ -70,7 +72,7 @@ class Engine:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Hold the file and listen to the training, and let go of both at the end, whatever happens."""
-        with self.file:
+        with contextlib.closing(self._progress), self.file:
             self._take_up()
             try:
                 with told_of_termination(self.terminated), listening(self._training):
@@ -116,10 +118,13 @@ class Engine:
 
     # Epochs
 
-    def epoch_begins(self) -> None:
-        """Observe the training from here on."""
+    def epoch_begins(self, steps: int | None = None) -> None:
+        """Observe the training from here on; `steps` is how many the record is to have, where it has no more."""
         with self._spared("seed"):
             self._assessment.epoch_begins()
+        if self._progress.live:
+            with self._spared("progress"):
+                self._show_epoch(steps)
         self._training.active = True
 
     def epoch_abandoned(self) -> None:
@@ -130,13 +135,14 @@ class Engine:
     def epoch_ends(self, values: SaidValues, frame: FrameType | None) -> None:
         """Add the epoch's record and save; `frame` is the user's, in whose scope model and data are looked for."""
         self._training.active = False
+        self._show_stage("evaluating")
         number = len(self.record.epochs) + 1
         own, metrics, summary = self._assessment.assess(number, values, frame)
         self._add(EpochRecord(number, **own, elapsed_seconds=self._elapsed(), metrics=metrics), summary)
         with self._spared("saving"):
             self._save({"state": "running"})
         with self._spared("progress"):
-            self._progress.epoch_done(self.record.epochs[-1])
+            self._progress.epoch_done(self.record.epochs[-1], self._steps_of_epoch)
 
     def epoch_lost(self, number: int, error: Exception) -> None:
         """A fault of ours cost the epoch of this number: its record is an empty one, unless it stands already."""
@@ -150,10 +156,50 @@ class Engine:
         self._norms.add({"epoch": epoch.epoch, **summary})
         self.record = replace(self.record, epochs=(*self.record.epochs, epoch))
 
+    # What is shown meanwhile
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether there is a live line."""
+        return self._progress.live
+
+    def progress_made(self) -> None:
+        """Draw the live line again if it is time."""
+        if self._progress.due():
+            self._draw()
+
+    def _draw(self) -> None:
+        with self._spared("progress"):
+            self._progress.draw(self._steps_of_epoch, self._training.figures)
+
+    def loop_begins(self, total: int | None) -> Loop:
+        """The user begins to go through `total` items."""
+        return self._progress.loop_begins(total)
+
+    def loop_ends(self, loop: Loop) -> None:
+        """They are done with it."""
+        self._progress.loop_ends(loop)
+
+    @property
+    def _steps_of_epoch(self) -> int:
+        return self._training.completed_steps - self._steps_before
+
+    def _show_epoch(self, steps: int | None) -> None:
+        self._steps_before = self._training.completed_steps
+        planned = self._assessment.planned_epochs() if steps is None else None
+        self._progress.epoch_begins(len(self.record.epochs) + 1, planned, steps)
+        self._training.due, self._training.on_due = self._progress.due, self._draw
+
+    def _show_stage(self, stage: str) -> None:
+        with self._spared("progress"):
+            if self._progress.live:
+                self._progress.stage(self._steps_of_epoch, stage)
+
     # The end
 
     def failed(self, error: BaseException) -> None:
         """An exception ends the run: say so in the file, if the run has an epoch; else the earlier file stays."""
+        self._progress.close()
         if self._own_epochs:
             self._drop_results()
             try:
@@ -168,6 +214,7 @@ class Engine:
 
     def terminated(self, signal: str) -> None:
         """A signal ends the process: say so in the file, as for an exception, unless the run has completed."""
+        self._progress.close()
         if self._own_epochs and not self._completed:
             self._drop_results()
             message = f"the process was told to end by {signal}"
@@ -195,6 +242,7 @@ class Engine:
     def _conclude(self, returned: Any) -> None:
         """Work out the final results and the final inference, and save them."""
         epochs = self.record.epochs
+        self._show_stage("final results")
         try:
             seconds = epochs[-1].elapsed_seconds if epochs else self._elapsed()
             results, inference = self._assessment.conclude(returned, seconds)

@@ -64,7 +64,8 @@ class Options:
             parameter that holds it, or a function that is called with the call's arguments.
         keep_previous: True puts an earlier file aside, under a name with its date, before it is replaced.
         max_inline_mb: arrays whose text takes more, in millions of bytes, stand in files beside the metrics file.
-        progress: a line an epoch on standard error: `"auto"` on a terminal only, True, False.
+        progress: what is shown while the run trains, a live line and a row an epoch: `"auto"` on a terminal and in a
+            notebook, True also elsewhere, as plain lines, False nowhere.
         extensions: False leaves all that the seed format doesn't name out of the file.
 
     Raises `ArgumentError` for a value that can't be right.

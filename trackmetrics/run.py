@@ -11,6 +11,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from .errors import ArgumentError, RunStateError, TrackmetricsError
+from .iteration import Counted
 from .options import Options, OptionValues, make_options
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .instruments.said_values import SaidValues
     from .record import RunRecord
 
+_Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 _current: ContextVar[Tracker | None] = ContextVar("trackmetrics_run", default=None)
@@ -128,6 +130,20 @@ class Tracker:
             with _spared(self._engine, "the model"):
                 self._engine.watch(model)
 
+    def progress(self, iterable: Iterable[_Item]) -> Counted[_Item]:
+        """Go through a loader, or anything else, with a bar on the live line: the same items, in the same order.
+
+        Raises `RunStateError` outside a run.
+
+        >>> import tempfile
+        >>> with Tracker("demo", output_dir=tempfile.mkdtemp(), train=[], dev=[]) as run:
+        ...     batches = list(run.progress(["first batch", "second batch"]))
+        >>> batches
+        ['first batch', 'second batch']
+        """
+        self._check_running("progress()")
+        return Counted(iterable, lambda: self._engine)
+
     # Epochs
 
     def epoch(self) -> Epoch:
@@ -209,12 +225,12 @@ class _AnyEpoch:
             self._values = SaidValues()
         return self._values
 
-    def _observe(self, engine: Engine) -> None:
-        """Let the engine observe the training for the next record."""
+    def _observe(self, engine: Engine, steps: int | None = None) -> None:
+        """Let the engine observe the training for the next record, which is to have so many steps, where it says."""
         self._number = len(engine.record.epochs) + 1
         self._fault = None
         try:
-            engine.epoch_begins()
+            engine.epoch_begins(steps)
         except Exception as error:
             self._fault = error
 
@@ -270,7 +286,7 @@ class StepEpochs(_AnyEpoch):
         self._engine = self._run._begin(self)
         if self._engine is not None:
             self._frame = sys._getframe(1)
-            self._observe(self._engine)
+            self._observe(self._engine, self._size)
             self._count(self._engine)
             self._begun_at = self._completed
             with _spared(self._engine, "the records of epochs(every=...)"):
@@ -292,7 +308,7 @@ class StepEpochs(_AnyEpoch):
         if self._completed - self._begun_at >= self._size:
             self._begun_at = self._completed
             self._record(engine, self._frame)
-            self._observe(engine)
+            self._observe(engine, self._size)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -18,8 +18,17 @@ def visible(value: Any, longest: int = _LONGEST) -> str:
     ('a\\\\x1b[31mb\\\\n', '{"lr": 0.1}')
     """
     text = value if isinstance(value, str) else _plain_text(value)
-    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[: longest + 1])
+    text = printable(text[: longest + 1])
     return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal would obey, control characters and the like.
+
+    >>> printable("a\\x1b[31mb\\n")
+    'a\\\\x1b[31mb\\\\n'
+    """
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _plain_text(value: Any) -> str:

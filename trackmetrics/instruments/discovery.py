@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..iteration import Counted
 from .objects import locals_of
 
 ROLES = {
@@ -94,6 +95,7 @@ def _data_in(spaces: Iterable[Mapping[str, Any]], roles: Iterable[str]) -> list[
 def _with_collections(space: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     """Each name, the word that tells its role, and its value; also of the entries of dicts such as `dataloaders`."""
     for name, value in space.items():
+        value = value.iterable if isinstance(value, Counted) else value
         yield name, name, value
         if isinstance(value, dict) and _COLLECTION.fullmatch(name.lower()):
             yield from ((f"{name}[{key!r}]", key, item) for key, item in value.items() if isinstance(key, str))

@@ -61,6 +61,24 @@ class DeviceMean:
             self.add_means(values, _joined(weights, values.device))
             self._means = []
 
+    def so_far(self) -> DeviceMean:
+        """A copy, which may go on by itself; an empty one where parts are shards, which other processes add up too."""
+        copy = DeviceMean()
+        parts = [*(value for value, _ in self._means), *self._sums, *self._weights]
+        if all(type(part) is torch.Tensor for part in parts):
+            copy._means, copy._sums, copy._weights = list(self._means), list(self._sums), list(self._weights)
+            copy._whole_weight = self._whole_weight
+        return copy
+
+    def on_device(self) -> torch.Tensor | None:
+        """The mean, where it is; None where nothing was counted, NaN where that was nothing."""
+        self._fold()
+        if not self._sums:
+            return None
+        total = _joined(self._sums).sum()
+        weight = _joined(self._weights, total.device).sum() if self._weights else 0
+        return total / (weight + self._whole_weight)
+
     def take(self) -> float | None:
         """Fetch the mean, and begin anew; None where nothing was counted."""
         self._fold()
@@ -136,6 +154,18 @@ class EpochMeans:
             if tallied.soft is not None:
                 self._soft.append(tallied.soft.sum())
                 self._soft = _summed(self._soft) if len(self._soft) >= _FOLD else self._soft
+
+    def loss_so_far(self) -> torch.Tensor | None:
+        """The mean loss so far, where it is. It is worked out beside what is counted, of which nothing changes."""
+        loss = self._loss.so_far()
+        alike: dict[Hashable, list[Call]] = {}
+        for call, counts, _ in self._waiting:
+            if counts:
+                alike.setdefault(likeness(call), []).append(call)
+        for calls in alike.values():
+            tallied = tally(calls, judge=False)
+            loss.add_means(tallied.values, tallied.targets)
+        return loss.on_device()
 
     def take(self) -> Means:
         """Fetch the figures from the device, once, and begin anew."""

@@ -182,6 +182,10 @@ class GradientNorm:
 
     def _fold(self) -> None:
         """Make the norms of the steps that wait, and one tensor of all norms so far."""
+        self._totals = self._folded()
+        self._waiting = []
+
+    def _folded(self) -> list[torch.Tensor]:
         alike: dict[tuple[torch.Size, torch.dtype, torch.device], list[torch.Tensor]] = {}
         for norms in self._waiting:
             alike.setdefault((norms.shape, norms.dtype, norms.device), []).append(norms)
@@ -189,10 +193,22 @@ class GradientNorm:
             torch.linalg.vector_norm(torch.stack(steps), dim=1, dtype=widest(device))
             for (_, _, device), steps in alike.items()
         ]
-        self._waiting = []
-        self._totals = [torch.cat([total.to(totals[0].device) for total in totals])] if totals else []
+        return [torch.cat([total.to(totals[0].device) for total in totals])] if totals else []
 
     # An epoch
+
+    def mean_so_far(self) -> torch.Tensor | None:
+        """The mean over the finite steps so far, where it is, worked out beside what is counted; NaN for none.
+
+        None where there is no step, or where norms are shards, which other processes add up too.
+        """
+        if not all(type(norms) is torch.Tensor for norms in self._waiting + self._totals):
+            return None
+        totals = self._folded()
+        if not totals:
+            return None
+        finite = (totals[0] < float("inf")) & (totals[0] != _SKIPPED)
+        return torch.where(finite, totals[0], 0).sum() / finite.sum()
 
     def take(self) -> NormSummary:
         """Fetch the epoch's norms from the device, once, and begin a new epoch."""

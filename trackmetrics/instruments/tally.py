@@ -42,8 +42,8 @@ def likeness(call: Call) -> Hashable:
     return call.criterion.name, settings, call.classes, scores.dtype, target.dtype, scores.device, target.device
 
 
-def tally(calls: Sequence[Call]) -> Tally:
-    """Tally calls of one likeness.
+def tally(calls: Sequence[Call], *, judge: bool = True) -> Tally:
+    """Tally calls of one likeness; without `judge` not how many were predicted right, which is most of the work.
 
     With reduction `none`, a target whose result got no gradient (a masked one) is not counted. A call all of whose
     targets are ignored has the value NaN, a mean over nothing.
@@ -59,6 +59,8 @@ def tally(calls: Sequence[Call]) -> Tally:
         return Tally(
             values, targets, torch.zeros_like(targets) if first.soft else None, targets if first.soft else None, even
         )
+    if not judge:
+        return Tally(values, targets, None, None, even)
     right, soft = _judged(calls, target)
     correct = _sums(right if counted is None else right & counted, lengths)
     return Tally(values, targets, correct, None if soft is None else _sums(soft, lengths), even)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
@@ -18,6 +18,7 @@ from .guard import Guard
 from .hyperparameters import ConstructorArguments, OptimizerSettings, one_or_list, scheduler_settings
 from .own_evaluation import Evaluations, OwnEvaluation
 from .pairing import Pairing
+from .readback import Readback
 from .steps import Steps
 from .trained_parameters import Root, TrainedParameters, parameters_of
 from .training_metrics import TrainingMetrics
@@ -43,18 +44,25 @@ def _said_with_the_values(name: str, error: Exception) -> None:
     """An epoch's values say themselves why they are missing."""
 
 
+def _nothing() -> None:
+    """Nobody waits for it."""
+
+
 class Training(events.Listener):
     """Listens to a training while it is `active`; a fault of ours ends the instrument it is in, nothing else.
 
     An instrument of an epoch's values that failed says so with each of them that it costs; of any other `on_fault` is
     told the name and the error. `on_steps` is called, where it is set, between two steps, when at least one more is
     complete: when the next batch comes, where a loader feeds the training, so that an evaluation after the step is
-    still the step's; else as soon as the step is over.
+    still the step's; else as soon as the step is over. `on_due` is called between two steps, where `due` is set
+    and says that it is time.
     """
 
     def __init__(self, on_fault: Callable[[str, Exception], None]) -> None:
         self.active = False
         self.on_steps: Callable[[], None] | None = None
+        self.due: Callable[[], bool] | None = None
+        self.on_due: Callable[[], None] = _nothing
         self._fed_by: Any = None  # which batches came since the last step was over: their sampler
         self._awaited: Any = None  # the sampler whose next batch begins the next step
         self._parameters = TrainedParameters()
@@ -64,6 +72,7 @@ class Training(events.Listener):
         self._own = OwnEvaluation()
         self._constructed = ConstructorArguments()
         self._settings = OptimizerSettings()
+        self._readback = Readback()
         self._spare_norm = Guard("gradient_norm", _said_with_the_values)
         self._spare_metrics = Guard("train_loss and train_accuracy", _said_with_the_values)
         self._spare_own = Guard("dev_accuracy of your own evaluation (the run evaluates again)", on_fault)
@@ -72,6 +81,7 @@ class Training(events.Listener):
         self._spare_trained = Guard("metadata.device and metadata.hyperparameters", on_fault)
         self._spare_arguments = Guard("the model's constructor arguments", on_fault)
         self._spare_settings = Guard("the optimizer's settings", on_fault)
+        self._spare_figures = Guard("the live line's figures", on_fault)
         self._steps = Steps(self._parameters, self._norm, self._metrics, self._spare_norm, self._spare_metrics)
 
         self._on_fault = on_fault
@@ -143,8 +153,21 @@ class Training(events.Listener):
             "criterion": self.criterion,
         }
 
+    def figures(self) -> Mapping[str, float]:
+        """The epoch's `loss` and `norm` so far, as late as they come from a device that isn't waited for."""
+        figures: Mapping[str, float] = self._spare_figures(self._latest_figures, otherwise={})
+        return figures
+
+    def _latest_figures(self) -> Mapping[str, float]:
+        parameter = next(iter(self._parameters.trained()), None)
+        return {} if parameter is None else self._readback.latest(parameter.device.type, self._figures_on_device)
+
+    def _figures_on_device(self) -> dict[str, torch.Tensor | None]:
+        return {"loss": self._metrics.loss_so_far(), "norm": self._norm.mean_so_far()}
+
     def take(self) -> Observation:
         """Close the last step, fetch the epoch's figures from the device, and begin a new epoch."""
+        self._readback.forget()
         self._spare_steps(self._steps.end_epoch)
         loss, accuracy = self._spare_metrics(self._metrics.take, otherwise=(None, None))
         norm = self._spare_norm(self._norm.take, otherwise=NormSummary())
@@ -177,7 +200,8 @@ class Training(events.Listener):
     def release(self) -> None:
         """Remove every hook and drop every reference."""
         self.active = False
-        self.on_steps = self._fed_by = self._awaited = None
+        self.on_steps = self.due = self._fed_by = self._awaited = None
+        self.on_due = _nothing
         with contextlib.ExitStack() as stack:  # each, though another fails
             stack.callback(self._own.release)
             stack.callback(self._metrics.release)
@@ -218,6 +242,9 @@ class Training(events.Listener):
 
     def backward_begins(self, roots: tuple[Root, ...], inputs: tuple[torch.Tensor, ...] | None, retains: bool) -> None:
         if self.active and not self._spare_steps.broken:
+            if self.due is not None and self.due():
+                self._steps.between_backwards()
+                self.on_due()
             if self.on_steps is not None:
                 self._steps.between_backwards()
                 self.on_steps()

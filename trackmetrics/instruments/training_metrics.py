@@ -278,6 +278,10 @@ class TrainingMetrics:
         """Name and settings of that call's criterion."""
         return None if self._judged_last is None else self._judged_last.settings
 
+    def loss_so_far(self) -> torch.Tensor | None:
+        """The epoch's loss up to its last whole step, on its device; None where there is none yet, or none at all."""
+        return None if self.loss_fault else self._means.loss_so_far()
+
     def take(self) -> tuple[float | None, float | None]:
         """Fetch the epoch's loss and accuracy from the device, once, and begin a new epoch."""
         self._follow_latest()
