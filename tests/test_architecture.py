@@ -14,12 +14,12 @@ import trackmetrics
 # From the ground up. A module may import from floors below its own; on one floor only what is listed.
 FLOORS = [
     ["errors"],
-    ["plain", "names", "json_pointer", "whole_file", "standard_error", "wording", "extras", "pace", "screen"],
-    ["array_types", "non_finite", "path_lock", "status_line", "iteration"],
+    ["plain", "names", "json_pointer", "whole_file", "standard_error", "wording", "extras"],
+    ["array_types", "non_finite", "path_lock"],
     ["record", "notices", "json_text"],
-    ["sidecars", "epoch_table", "environment", "norm_history", "termination", "curves", "example", "run_state"],
-    ["metrics_file", "places", "summary", "plots", "frames", "notebook"],
-    ["resumption", "rules", "run_files", "export", "progress"],
+    ["sidecars", "live", "environment", "norm_history", "termination", "curves", "example", "run_state"],
+    ["metrics_file", "places", "summary", "plots", "frames"],
+    ["resumption", "rules", "run_files", "export"],
     ["terminal", "report"],
     ["display"],
     ["options", "validation"],
@@ -65,12 +65,18 @@ INSTRUMENT_FLOORS = [
     ["training", "final_inference"],
 ]
 REPORT_FLOORS = [
-    ["figures", "heatmaps", "labels"],
+    ["figures", "heatmaps"],
     ["charts", "attention", "final_example", "meanings"],
     ["section"],
     ["page"],
 ]
-INNER_FLOORS = {"instruments": INSTRUMENT_FLOORS, "report": REPORT_FLOORS}
+LIVE_FLOORS = [
+    ["pace", "screen", "epoch_table"],
+    ["status_line", "iteration"],
+    ["notebook"],
+    ["progress"],
+]
+INNER_FLOORS = {"instruments": INSTRUMENT_FLOORS, "live": LIVE_FLOORS, "report": REPORT_FLOORS}
 NAMES = [
     "FinalInference", "RunRecord", "Tracker", "TrackmetricsError", "TrackmetricsWarning", "__version__",
     "capture_attention", "load_run", "tracked_training", "tracker",

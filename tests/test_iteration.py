@@ -11,8 +11,8 @@ import torch.nn.functional as F
 import toy
 
 from trackmetrics import Tracker, TrackmetricsError, tracker
-from trackmetrics.iteration import Counted
-from trackmetrics.pace import Loop
+from trackmetrics.live.iteration import Counted
+from trackmetrics.live.pace import Loop
 
 pytestmark = pytest.mark.filterwarnings("ignore::trackmetrics.TrackmetricsWarning")
 

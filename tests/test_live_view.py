@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trackmetrics import Tracker, tracked_training, tracker
 from trackmetrics.errors import PathInUseError
-from trackmetrics.progress import Progress
+from trackmetrics.live.progress import Progress
 
 pytest.importorskip("pyte")
 terminals = pytest.importorskip("terminals")  # needs pty: no Windows

@@ -2,8 +2,8 @@
 
 import pytest
 
-from trackmetrics.pace import Pace
-from trackmetrics.status_line import Style, status_line
+from trackmetrics.live.pace import Pace
+from trackmetrics.live.status_line import Style, status_line
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trackmetrics.progress import Progress
+from trackmetrics.live.progress import Progress
 from trackmetrics.record import EpochRecord, FinalResults, Metadata, RunRecord
 
 PATH = Path("output/t_training_metrics.json")

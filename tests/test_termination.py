@@ -258,7 +258,7 @@ def evaluate(model, data):
         os.kill(os.getpid(), signal.SIGTERM)
     return 0.5
 calls = 0
-from trackmetrics.progress import Progress
+from trackmetrics.live.progress import Progress
 if {call} == 0:
     Progress.run_done = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
 with Tracker("t", progress=False, train=[1], dev=[1], evaluate=evaluate) as it:

@@ -19,12 +19,12 @@ from .instruments.events import listening
 from .instruments.gradient_norm import MEANING
 from .instruments.said_values import SaidValues
 from .instruments.training import Training
+from .live.pace import Loop
+from .live.progress import Progress
 from .metrics_file import MetricsFile
 from .norm_history import NormHistory
 from .notices import Notices
 from .options import Options
-from .pace import Loop
-from .progress import Progress
 from .record import EpochRecord, Hyperparameters, Metadata, RunRecord
 from .resumption import Earlier, go_on
 from .termination import told_of_termination

@@ -11,7 +11,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from .errors import ArgumentError, RunStateError, TrackmetricsError
-from .iteration import Counted
+from .live.iteration import Counted
 from .options import Options, OptionValues, make_options
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..iteration import Counted
+from ..live.iteration import Counted
 from .objects import locals_of
 
 ROLES = {

@@ -9,9 +9,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ..record import EpochRecord, RunRecord
 from .epoch_table import HEADINGS, epoch_cells, final_cells, table_row
 from .pace import Status
-from .record import EpochRecord, RunRecord
 from .status_line import Style, status_line
 
 _WIDTH = 100  # letters of what is shown where there is no HTML

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..wording import number
 from .pace import Status
-from .wording import number
 
 _LONGEST_BAR = 30
 _SHORTEST_BAR = 6

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .record import EpochRecord, FinalResults
-from .wording import duration, number
+from ..record import EpochRecord, FinalResults
+from ..wording import duration, number
 
 _LABELS = {
     "train_loss": "loss",

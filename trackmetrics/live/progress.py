@@ -13,14 +13,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, Protocol, TextIO
 
+from ..record import EpochRecord, RunRecord
+from ..standard_error import takes_a_line
+from ..wording import printable
 from .epoch_table import HEADINGS, epoch_cells, epoch_line, final_cells, final_line, table_row
 from .notebook import Notebook, kernel_shell
 from .pace import Loop, Pace, Status
-from .record import EpochRecord, RunRecord
 from .screen import Screen, screen_of, takes_unicode
-from .standard_error import takes_a_line
 from .status_line import Style, status_line
-from .wording import printable
 
 _EVERY = 0.25  # seconds between two drawings of the live line
 _FIGURES_EVERY = 1.0  # the same, of the figures on it: nobody reads them faster
