@@ -60,7 +60,7 @@ def test_the_overhead_is_measured_and_printed(tmp_path):
 def test_the_live_view_is_measured_and_printed():
     """The ratio, and how often the line was drawn."""
     pytest.importorskip("pty")
-    done = run("live_cost.py", "--blocks", "2", "--steps", "16")
+    done = run("live_cost.py", "--blocks", "2", "--steps", "120")
     assert done.returncode == 0, done.stderr
     assert re.search(r"ratio [0-9.]+, middle half [0-9.]+ to [0-9.]+, [0-9.]+ drawn a second", done.stdout)
 

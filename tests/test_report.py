@@ -246,7 +246,7 @@ def hover_by_key(page, place):
     plot.focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
-    plot.locator(".hoverlayer text").first.wait_for()
+    plot.locator(".hoverlayer", has_text="epoch 2").wait_for()
     return plot.locator(".hoverlayer").text_content()
 
 

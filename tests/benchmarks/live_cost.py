@@ -125,6 +125,8 @@ def main() -> None:
             finally:
                 sys.stderr = sys.__stderr__
                 reader.terminate()
+    if not _drawing:
+        sys.exit("the line was never drawn: give more --steps")
     low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
     print(f"ratio {median:.4f}, middle half {low:.4f} to {high:.4f}, {drawn_a_second:.1f} drawn a second")
     print(f"drawing takes {1000 * drawn_a_second * statistics.fmean(_drawing):.1f} ms of each second")
