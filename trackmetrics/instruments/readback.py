@@ -20,6 +20,10 @@ class Readback:
     """
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """What came, or is on its way, is of no use any more."""
         self._numbers: dict[str, float] = {}
         self._asked: list[str] = []
         self._host: torch.Tensor | None = None  # memory that the device copies to by itself
@@ -55,10 +59,6 @@ class Readback:
             self._arrived = torch.cuda.Event()
             self._arrived.record()
         self._asked = list(numbers)
-
-    def forget(self) -> None:
-        """What came, or is on its way, is of no use any more."""
-        self.__init__()  # type: ignore[misc]
 
 
 def _those_on(device: str, numbers: Mapping[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
