@@ -233,6 +233,56 @@ def test_a_closed_pipe_is_no_error(files):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("command", [["export", "--to", "csv"], ["report"], ["plot"]])
+def test_what_is_there_is_not_lost(files, command):
+    """Neither the run's own file nor a link, a pipe or a folder gives way to the output; nor is a name that is none."""
+    for library in {"report": ["plotly", "jinja2"], "plot": ["matplotlib"]}.get(command[0], []):
+        pytest.importorskip(library)
+    end = ".png" if command == ["plot"] else ".json"
+    run = Path(f"output/run{end}")
+    run.write_bytes(Path(files[0]).read_bytes())
+    os.mkfifo(f"pipe{end}")
+    os.symlink(run, f"link{end}")
+    os.mkdir(f"folder{end}")
+    said = {str(run): "is one of the files", f"pipe{end}": "is no ordinary file", f"link{end}": "is one of the files",
+            f"folder{end}": "is no ordinary file"}  # fmt: skip
+    said |= {} if command == ["plot"] else {".": "is no ordinary file", "": "is no ordinary file"}
+    for output, words in said.items():
+        done = trackmetrics(command[0], str(run), *command[1:], "-o", output)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
+        assert words in done.stderr
+    assert run.read_bytes() == Path(files[0]).read_bytes()
+
+
+def test_standard_output_has_one_thing(files):
+    """A table or JSON; TensorBoard's events are no table."""
+    for arguments in (["--to", "csv", "--json"], ["--to", "tensorboard"]):
+        done = trackmetrics("export", files[0], "-o", "-", *arguments)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("trackmetrics: --output - is for a table alone")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is full")
+def test_a_full_standard_output_is_one_line(files):
+    """The system's reason, status 1."""
+    for arguments in (["show", files[0]], ["export", files[0], "--to", "csv", "-o", "-"]):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "trackmetrics.cli", *arguments], stdout=full, stderr=subprocess.PIPE, text=True,
+                check=False,
+            )  # fmt: skip
+        assert done.returncode == 1
+        assert done.stderr == "trackmetrics: standard output can't be written (No space left on device)\n"
+
+
+def test_a_name_that_is_no_utf_8_is_escaped(files):
+    """In JSON and in messages."""
+    os.rename(files[0], os.fsencode("output/\udcff_training_metrics.json"))
+    assert read_json("list")[-1]["file"] == "output/\\udcff_training_metrics.json"
+    done = trackmetrics("show", "a\nb\x1b[2J.json")
+    assert done.stderr == "trackmetrics: a\\nb\\x1b[2J.json can't be read: No such file or directory\n"
+
+
 class Terminal:
     """A command in a pseudo-terminal of 100 columns and 30 lines."""
 

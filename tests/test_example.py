@@ -52,5 +52,8 @@ def test_one_row_is_of_the_whole_input():
     assert (found.token, found.predicted) == ("a long text", 1)
     assert predictions(FinalInference("a", None)) == []
     assert predictions(FinalInference("", np.zeros((0, 0)))) == []
+    for row in ([np.inf, 0.0], [800.0, 0.0], [-np.inf, -np.inf]):
+        (found,) = predictions(FinalInference("a", np.array([row])))
+        assert (found.predicted, found.probability, found.unsure) == (None, None, True)
     (nothing,) = predictions(FinalInference("a", np.zeros((1, 0))))
     assert nothing.predicted is None

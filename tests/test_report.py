@@ -196,7 +196,7 @@ def test_a_metrics_file_is_never_replaced_by_a_page():
     before = path.read_bytes()
     Path("there").mkdir()
     for output, words in ((path, "is one of the files; give another --output"), ("no/report.html", "can't be written"),
-                          ("there", "can't be written")):  # fmt: skip
+                          ("there", "is no ordinary file")):  # fmt: skip
         done = report(path, "-o", output)
         assert done.returncode == 1
         assert len(done.stderr.splitlines()) == 1

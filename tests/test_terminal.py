@@ -100,7 +100,7 @@ def test_the_best_of_each_metric_stands_out():
 @pytest.mark.parametrize(("rows", "numbers"), [(0, range(1, 41)), (40, range(1, 41)), (8, [1, 2, *range(35, 41)])])
 def test_of_many_epochs_the_first_and_the_last_are_shown(rows, numbers):
     """As many rows as asked for, a quarter of them from the beginning; where some are left out is marked."""
-    table = drawn(terminal.epochs_table(a_run(losses=[1.0] * 40), rows)).splitlines()
+    table = drawn(terminal.epochs_table(a_run(losses=[1.0] * 40), rows, 120)).splitlines()
     cells = [line.split()[0] for line in table[1:-1]]
     gap = ["⋮"] if len(list(numbers)) < 40 else []
     numbers = [str(number) for number in numbers]
@@ -205,7 +205,7 @@ d     running      2026-01-30 22:08:22                                0       - 
 def test_runs_that_are_followed_fit_the_terminal():
     """Two runs on twenty lines, and one that isn't there yet."""
     found = {Path("a.json"): a_file(losses=[1.0] * 40), Path("b.json"): a_file(), Path("c.json"): None}
-    lines = drawn(terminal.followed_runs(found, 30)).splitlines()
+    lines = drawn(terminal.followed_runs(found, 100, 30)).splitlines()
     assert len(lines) <= 30
     assert [line.split()[0] for line in lines] == [
         *("counting", "epoch", "1", "⋮", "37", "38", "39", "40", "trend"),
@@ -232,7 +232,7 @@ def test_texts_from_the_file_stay_texts():
     for view in (
         terminal.shown_run(item, 0, 200), terminal.compared_runs([(evil, item), ("b", a_file())]),
         terminal.listed_runs([(evil, item), (evil, evil)]),
-        terminal.followed_runs({Path("a"): item, Path(evil): None}, 40),
+        terminal.followed_runs({Path("a"): item, Path(evil): None}, 200, 40),
     ):  # fmt: skip
         text = drawn(view, 200, colours=True)
         assert "[bold red]x[/]\\x1b[2J:smile:" in re.sub("\x1b\\[[0-9;]*m", "", text)
@@ -246,6 +246,27 @@ def test_any_record_can_be_shown(record):
     item = RunFile(Path("a.json"), record, state_of(record, "a.json"))
     for view in (
         terminal.shown_run(item, 3, 80), terminal.compared_runs([("a", item), ("b", a_file())]),
-        terminal.listed_runs([("a", item)]), terminal.followed_runs({Path("a"): item}, 10),
+        terminal.listed_runs([("a", item)]), terminal.followed_runs({Path("a"): item}, 80, 10),
     ):  # fmt: skip
         assert drawn(view, 80)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_number_is_never_cut(width):
+    """Metrics that have no room beside the others stand below them, each column whole."""
+    logged = {f"a_rather_long_name_{index}": 3.1234e-05 * 10**-index for index in range(8)}
+    run = dataclasses.replace(a_run(), epochs=tuple(dataclasses.replace(e, metrics=logged) for e in a_run().epochs))
+    text = drawn(terminal.epochs_table(run, 0, width), width)
+    assert "…" not in text
+    for name, value in logged.items():
+        assert name in text
+        assert text.count(f"{value:.4g}") == 3
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_the_best_epochs_are_among_those_shown():
+    """The least loss of forty epochs stands in the midst, between two gaps."""
+    losses = [1.0] * 40
+    losses[20] = 0.25
+    table = drawn(terminal.epochs_table(a_run(losses=losses), 8, 100), 100).splitlines()
+    assert [line.split()[0] for line in table[1:-1]] == ["1", "2", "⋮", "21", "⋮", *map(str, range(35, 41))]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from .errors import MetricsFileError, TrackmetricsError, reason
+from .wording import printable
 
 if TYPE_CHECKING:  # each command loads what it needs, so that none waits for another's
     from rich.console import Console
@@ -120,7 +121,7 @@ def validate(files: Files, as_json: AsJson = False) -> None:
         lines = [str(fault) for fault in faults[:_LISTED]] or ["valid"]
         lines += ["more faults, which aren't listed"] * (len(faults) > _LISTED)
         for line in [] if as_json else lines:
-            typer.echo(f"{file}: {line}")
+            typer.echo(printable(f"{file}: {line}"))
     if as_json:
         _print_json(results)
     raise typer.Exit(max(statuses))
@@ -160,7 +161,7 @@ def _follow(files: list[Path]) -> None:
     console = _console()
     with _one_line(), Live(console=console, auto_refresh=False, transient=True) as live:
         for found in run_files.follow(files):
-            live.update(terminal.followed_runs(found, console.height), refresh=True)
+            live.update(terminal.followed_runs(found, console.width, console.height), refresh=True)
 
 
 @app.command(epilog="Example: trackmetrics compare output/a_training_metrics.json output/b_training_metrics.json")
@@ -228,13 +229,23 @@ def export(
 
     (found,) = _read([file])
     name = short_names([file])[0]
+    to_stdout = str(output) == "-"
+    if to_stdout and (as_json or to is Format.TENSORBOARD):
+        fail("--output - is for a table alone, without --json; give a path")
     with _one_line():
         if to is Format.TENSORBOARD:
             written = output or file.parent / "tensorboard" / name
-            formats.to_tensorboard(found.run, written)
+            try:
+                formats.to_tensorboard(found.run, written)
+            except OSError as error:
+                fail(f"{written} can't be written ({reason(error)}); give another --output")
         else:
+            table = (formats.to_csv if to is Format.CSV else formats.to_parquet)(found.run)
             written = output or file.parent / f"{name}.{to.value}"
-            _write(written, (formats.to_csv if to is Format.CSV else formats.to_parquet)(found.run))
+            if to_stdout:
+                sys.stdout.buffer.write(table)
+            else:
+                _write(written, table, [file])
     if as_json:
         _print_json({"file": str(written)})
 
@@ -263,7 +274,7 @@ def plot(
             figure = plots.attention(found[0].run, layer, head)
         else:
             figure = plots.curves(*(item.run for item in found), names=short_names(files))
-        _write(output, plots.to_image(figure, kind))
+        _write(output, plots.to_image(figure, kind), files)
     if as_json:
         _print_json({"file": str(output)})
 
@@ -279,10 +290,8 @@ def report(
     from .summary import summarize
 
     found = _read(files)
-    if output.resolve() in {file.resolve() for file in files}:
-        fail(f"{output} is one of the files; give another --output")
     with _one_line():
-        _write(output, page.render([(item.path, item.run) for item in found]).encode())
+        _write(output, page.render([(item.path, item.run) for item in found]).encode(), files)
     if as_json:
         _print_json({"file": str(output), "runs": [summarize(item.run, item.path) for item in found]})
     else:
@@ -316,23 +325,25 @@ def _one_line() -> Iterator[None]:
         fail(str(error))
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; '-' is standard output."""
+def _write(path: Path, data: bytes, files: list[Path]) -> None:
+    """Write a file whole or not at all, in no case in the place of one of `files`, a link or a device."""
     from .whole_file import replace_whole
 
-    if str(path) == "-":
-        sys.stdout.buffer.write(data)
-        return
+    if path.resolve() in {file.resolve() for file in files}:
+        fail(f"{path} is one of the files; give another --output")
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+        fail(f"{path} is no ordinary file; give another --output")
     try:
         replace_whole(path, [data], path.with_name(f".{path.name}.tmp"))
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name that is none
         fail(f"{path} can't be written ({reason(error)}); give another --output")
 
 
 def _print_json(value: Any) -> None:
     from .json_text import encode
+    from .plain import to_plain
 
-    typer.echo(encode(value), nl=False)
+    typer.echo(encode(to_plain(value)), nl=False)
 
 
 def _console() -> Console:
@@ -357,7 +368,7 @@ def fail(message: str, status: int = 1) -> NoReturn:
 
 
 def _tell(message: str) -> None:
-    typer.echo(f"trackmetrics: {message}", err=True)
+    typer.echo(f"trackmetrics: {printable(message)}", err=True)
 
 
 def main() -> None:
@@ -366,6 +377,10 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:  # standard output, which is full or gone
+        with contextlib.suppress(OSError):
+            _tell(f"standard output can't be written ({reason(error)})")
+        os._exit(1)  # at its end Python would try again
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from .record import METRIC_KEYS, EpochRecord, RunRecord
 
 # Words of a metric's name. A name with neither, or that only measures size (gradient_norm), has no best value.
-_HIGHER = {"accuracy", "acc", "auc", "auroc", "bleu", "dice", "f1", "iou", "map", "precision", "r2", "recall", "rouge"}
+_HIGHER = {"accuracy", "acc", "auc", "auroc", "bleu", "dice", "f", "iou", "miou", "precision", "r", "recall", "rouge"}
+_SIZES = {"lr", "map", "norm", "rate", "scale", "size", "weight"}
 _LOWER = {"bpc", "cer", "error", "errors", "loss", "mae", "mse", "nll", "perplexity", "ppl", "rmse", "wer"}
 
 
@@ -62,8 +63,9 @@ def better(name: str) -> Literal["higher", "lower"] | None:
     >>> better("dev_accuracy"), better("val/loss"), better("gradient_norm")
     ('higher', 'lower', None)
     """
-    words = set(re.findall("[a-z]+[0-9]*", re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()))
-    if bool(words & _HIGHER) == bool(words & _LOWER):
+    apart = re.sub("(?<=[a-z])(?=[A-Z])", "_", name)
+    words = set(re.findall("[a-z]+", f"{name} {apart}".lower()))
+    if bool(words & _HIGHER) == bool(words & _LOWER) or words & _SIZES:
         return None
     return "higher" if words & _HIGHER else "lower"
 

@@ -18,7 +18,7 @@ class Prediction:
     """The most probable class of one row of the log-probabilities.
 
     `unsure` where another class is at least half as probable. `predicted` and `probability` are None where the row
-    holds a NaN, or nothing.
+    holds a NaN or an infinite probability, or nothing but zero ones.
     """
 
     token: str
@@ -61,5 +61,7 @@ def _prediction(token: str, row: npt.NDArray[Any]) -> Prediction:
         probabilities = np.exp(row.astype(np.float64))
     predicted = int(row.argmax())
     probability = float(probabilities[predicted])
+    if not 0 < probability < np.inf:
+        return Prediction(token, None, None, True)
     others = np.delete(probabilities, predicted)
     return Prediction(token, predicted, probability, bool((others >= _UNSURE * probability).any()))

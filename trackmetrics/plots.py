@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 # Told apart by the colour-blind, too (Okabe and Ito, 2008).
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+_LARGEST = 1e100  # of a value that is drawn; an axis of larger ones overflows
 _MOST_TICKS = 64  # tokens that an axis names each of
 _PANEL_INCHES = (4.2, 3.0)
 _MAP_INCHES = 3.2
@@ -81,12 +83,17 @@ def _text(text: str) -> str:
 
 def _draw(axes: Axes, run: RunRecord, metric: str, colour: str, style: str) -> None:
     found = points(run, metric)
-    epochs, values = [point.epoch for point in found], [point.value for point in found]
+    epochs = [point.epoch for point in found]
+    values = [_drawable(point.value) for point in found]
     axes.plot(epochs, values, style, color=colour, marker="o" if len(found) == 1 else None)
     if metric == "gradient_norm":
         band = _norm_band(run)
         if band:
             axes.fill_between(*zip(*band, strict=True), color=colour, alpha=0.15, linewidth=0)
+
+
+def _drawable(value: float) -> float:
+    return value if abs(value) < _LARGEST else math.nan
 
 
 def _norm_band(run: RunRecord) -> list[tuple[float, float, float]]:
@@ -95,7 +102,7 @@ def _norm_band(run: RunRecord) -> list[tuple[float, float, float]]:
     listed = norms.get("epochs") if isinstance(norms, dict) else None
     rows = [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
     band = [(row.get("epoch"), row.get("min"), row.get("max")) for row in rows]
-    return [row for row in band if all(isinstance(item, (int, float)) for item in row)]  # type: ignore[misc]
+    return [row for row in band if all(isinstance(item, (int, float)) and abs(item) < _LARGEST for item in row)]  # type: ignore[misc]
 
 
 def _name_styles(axes: Axes, metrics: Sequence[str]) -> None:
@@ -107,7 +114,7 @@ def _name_styles(axes: Axes, metrics: Sequence[str]) -> None:
 def _draw_seconds(axes: Axes, runs: Sequence[RunRecord]) -> None:
     axes.set_title("seconds an epoch", loc="left")
     for index, run in enumerate(runs):
-        seconds = seconds_an_epoch(run)
+        seconds = [_drawable(value) for value in seconds_an_epoch(run)]
         axes.plot([epoch.epoch for epoch in run.epochs], seconds, color=_COLOURS[index % len(_COLOURS)],
                   marker="o" if len(seconds) == 1 else None)  # fmt: skip
     axes.set_ylim(bottom=0)
@@ -146,8 +153,8 @@ def _maps(run: RunRecord, head: int | None) -> npt.NDArray[Any]:
     if head is None:
         return inference.attention_weights
     kept = (run.extensions or {}).get("attention")
-    heads = np.asarray(kept["heads"]) if isinstance(kept, dict) and "heads" in kept else None
-    if heads is None or heads.ndim != 4:
+    heads = kept.get("heads") if isinstance(kept, dict) else None
+    if not isinstance(heads, np.ndarray) or heads.ndim != 4:
         raise ArgumentError(f'head is {shown(head)}, but the run kept no heads; train with attention="heads"')
     if not (isinstance(head, int) and 0 <= head < heads.shape[1]):
         raise ArgumentError(f"head is {shown(head)}; the run has heads 0 to {heads.shape[1] - 1}")
@@ -168,7 +175,9 @@ def _name_tokens(axes: Axes, labels: Sequence[str]) -> None:
 def to_image(figure: Figure, kind: str) -> bytes:
     """Give a figure as PNG, SVG or PDF, the same bytes for the same run."""
     file = io.BytesIO()
-    with extras.load("matplotlib", extra="plot").rc_context({"svg.hashsalt": "trackmetrics"}):
+    matplotlib = extras.load("matplotlib", extra="plot")
+    with matplotlib.rc_context({"svg.hashsalt": "trackmetrics"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a text in letters that the font doesn't have
         figure.savefig(file, format=kind, metadata={"Date": None} if kind == "svg" else None)
     return file.getvalue()
 

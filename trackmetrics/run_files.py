@@ -13,6 +13,8 @@ from .metrics_file import SUFFIX, load_run
 from .record import RunRecord
 from .run_state import RunState, state_of
 
+_ENDED = ("completed", "failed", "interrupted", "died")
+
 
 @dataclass(frozen=True)
 class RunFile:
@@ -41,7 +43,7 @@ def follow(paths: Sequence[Path], pause_seconds: float = 0.5) -> Iterator[dict[P
         before, found = found, {path: _anew(path, found.get(path)) for path in paths}
         if found != before:
             yield found
-        if all(item is not None and item.state.name != "running" for item in found.values()):
+        if all(item is not None and item.state.name in _ENDED for item in found.values()):
             return
         time.sleep(pause_seconds)
 

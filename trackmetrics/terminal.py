@@ -27,6 +27,8 @@ _HEADINGS = {
     "dev_accuracy": "dev acc.",
     "gradient_norm": "grad. norm",
 }
+_TREND, _LONGEST = 12, 24  # columns of a trend, letters of a name or a logged text
+_BESIDE = 7 + 14  # columns of the epoch's number and time
 _FRAME = 5  # lines around the epochs of a run that is followed
 _NARROW = 2  # cells: tokens up to here stand in strips, longer ones in a table
 
@@ -48,7 +50,7 @@ def _record(run: RunRecord, known: Mapping[str, str], rows: int, width: int) -> 
     if given:
         parts.append(_section("hyperparameters", _hyperparameters(given)))
     if run.epochs:
-        parts.append(_section("epochs", epochs_table(run, rows)))
+        parts.append(_section("epochs", epochs_table(run, rows, width - 2)))
     if run.final_results is not None:
         parts.append(_section("final results", _results(run.final_results)))
     if run.final_inference is not None:
@@ -59,7 +61,7 @@ def _record(run: RunRecord, known: Mapping[str, str], rows: int, width: int) -> 
     return Group(*parts)
 
 
-def followed_runs(found: Mapping[Path, RunFile | None], height: int) -> RenderableType:
+def followed_runs(found: Mapping[Path, RunFile | None], width: int, height: int) -> RenderableType:
     """Runs while they go on, None for a file that isn't there yet: as many epochs as there is room for."""
     rows = max(1, height // len(found) - _FRAME)
     parts: list[RenderableType] = []
@@ -67,7 +69,7 @@ def followed_runs(found: Mapping[Path, RunFile | None], height: int) -> Renderab
         if item is None:
             parts.append(Text(visible(f"waiting for {path}"), style="dim"))
         else:
-            parts += [_title(item), epochs_table(item.run, rows)]
+            parts += [_title(item), epochs_table(item.run, rows, width)]
     return Group(*parts)
 
 
@@ -109,8 +111,8 @@ def _steps(run: RunRecord) -> str:
 
 def _grid(rows: Iterable[tuple[str, str]]) -> Table:
     table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
+    table.add_column(style="dim", overflow="fold")
+    table.add_column(overflow="fold", min_width=8)
     for name, value in rows:
         table.add_row(Text(name), Text(value))
     return table
@@ -124,25 +126,56 @@ def _hyperparameters(given: Mapping[str, Any]) -> RenderableType:
     return Columns(sections, padding=(0, 6))
 
 
-def epochs_table(run: RunRecord, rows: int) -> Table:
-    """The epochs, the best value of each metric marked, and how each went; of many the first and the last ones."""
+def epochs_table(run: RunRecord, rows: int, width: int) -> RenderableType:
+    """The epochs, the best value of each metric marked, and how each went; metrics that have no room stand below.
+
+    Of more than `rows` the first quarter and the last ones, and those with a best value; 0 for all.
+    """
     names = metric_names(run)
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_footer=len(run.epochs) > 2)
-    table.add_column("epoch", justify="right", footer=Text("trend", style="dim"))
-    for name in names:
-        table.add_column(
-            Text(_HEADINGS.get(name, visible(name))), justify="right", footer=Text(trend(values(run, name)), "cyan")
-        )
-    table.add_column("elapsed", justify="right")
     marked = {name: point.epoch for name in names if (point := best(run, name)) is not None}
-    kept = rows if 0 < rows < len(run.epochs) else len(run.epochs)
-    first, rest = run.epochs[: kept // 4], run.epochs[len(run.epochs) - (kept - kept // 4) :]
-    for epoch in first:
-        table.add_row(*_row(epoch, names, marked))
-    if kept < len(run.epochs):
-        table.add_row(*(Text("⋮", style="dim") for _ in table.columns))
-    for epoch in rest:
-        table.add_row(*_row(epoch, names, marked))
+    epochs = _epochs_shown(run.epochs, rows, set(marked.values()))
+    known = [epoch for epoch in epochs if epoch is not None]
+    return Group(*(_epochs(run, epochs, group, marked) for group in _groups(known, names, width)))
+
+
+def _epochs_shown(epochs: Sequence[EpochRecord], rows: int, best_ones: set[int]) -> list[EpochRecord | None]:
+    """The epochs to show, None where some are left out."""
+    kept = rows if 0 < rows < len(epochs) else len(epochs)
+    places = {*range(kept // 4), *range(len(epochs) - kept + kept // 4, len(epochs))}
+    places |= {place for place, epoch in enumerate(epochs) if epoch.epoch in best_ones}
+    found: list[EpochRecord | None] = []
+    for place in sorted(places):
+        gap = place > 0 and place - 1 not in places
+        found += [None, epochs[place]] if gap else [epochs[place]]
+    return found
+
+
+def _groups(epochs: Sequence[EpochRecord], names: Sequence[str], width: int) -> list[list[str]]:
+    """The metrics whose columns have room beside each other; a number is never cut."""
+    groups: list[list[str]] = [[]]
+    used = _BESIDE
+    for name in names:
+        cells = [_HEADINGS.get(name, visible(name, _LONGEST)), *(_figure(recorded(epoch, name)) for epoch in epochs)]
+        needed = max(_TREND, *map(cell_len, cells)) + 2
+        if groups[-1] and used + needed > width:
+            groups.append([])
+            used = _BESIDE
+        groups[-1].append(name)
+        used += needed
+    return groups
+
+
+def _epochs(
+    run: RunRecord, epochs: Sequence[EpochRecord | None], names: Sequence[str], marked: Mapping[str, int]
+) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_footer=len(run.epochs) > 2)
+    table.add_column("epoch", justify="right", footer=Text("trend", style="dim"), no_wrap=True)
+    for name in names:
+        heading = Text(_HEADINGS.get(name, visible(name, _LONGEST)))
+        table.add_column(heading, justify="right", footer=Text(trend(values(run, name), _TREND), "cyan"), no_wrap=True)
+    table.add_column("elapsed", justify="right", no_wrap=True)
+    for epoch in epochs:
+        table.add_row(*(Text("⋮", style="dim") for _ in table.columns) if epoch is None else _row(epoch, names, marked))
     return table
 
 
@@ -156,7 +189,7 @@ def _row(epoch: EpochRecord, names: Sequence[str], marked: Mapping[str, int]) ->
 
 def _figure(value: Any) -> str:
     known = value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
-    return number(value) if known else visible(value)
+    return number(value) if known else visible(value, _LONGEST)
 
 
 def _results(results: FinalResults) -> RenderableType:
@@ -221,7 +254,7 @@ def _predictions_table(found: Sequence[Prediction], rows: int = 30) -> Table:
 def compared_runs(found: Sequence[tuple[str, RunFile]]) -> Table:
     """Runs side by side, each with its name: hyperparameters that differ, best and last of each metric, time."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column()
+    table.add_column(min_width=16, overflow="fold")
     for name, _ in found:
         table.add_column(Text(visible(name), style="bold"), justify="right", overflow="fold")
     runs = [item.run for _, item in found]

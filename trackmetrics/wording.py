@@ -9,6 +9,7 @@ from typing import Any
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _LONGEST = 160  # letters of a value
+_LONG = 10**15  # an integer from here on is shown by its first digits
 
 
 def visible(value: Any, longest: int = _LONGEST) -> str:
@@ -46,7 +47,7 @@ def number(value: float | None, decimals: int = 4) -> str:
     """
     if value is None:
         return "-"
-    if isinstance(value, int):
+    if isinstance(value, int) and abs(value) < _LONG:
         return str(value)
     if value and math.isfinite(value) and not 10**-decimals <= abs(value) < 10**6:
         return f"{value:.{decimals}g}"
@@ -59,8 +60,8 @@ def duration(seconds: float) -> str:
     >>> duration(4.25), duration(62), duration(7325)
     ('4.2 s', '1 min 2 s', '2 h 2 min')
     """
-    if not 59.95 <= seconds < math.inf:
-        return f"{seconds:.1f} s"
+    if not 59.95 <= seconds < _LONG:
+        return f"{seconds:.1f} s" if abs(seconds) < _LONG else f"{seconds:.3g} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
