@@ -89,7 +89,8 @@ def _draw(axes: Axes, run: RunRecord, metric: str, colour: str, style: str) -> N
     if metric == "gradient_norm":
         band = _norm_band(run)
         if band:
-            axes.fill_between(*zip(*band, strict=True), color=colour, alpha=0.15, linewidth=0)
+            steps, least, greatest = zip(*band, strict=True)
+            axes.fill_between(steps, least, greatest, color=colour, alpha=0.15, linewidth=0)
 
 
 def _drawable(value: float) -> float:

@@ -36,7 +36,7 @@ class Notebook:
     def __init__(self, shell: Any) -> None:
         from IPython.display import display  # there is a shell, so it is loaded
 
-        self._display = display
+        self._display: Any = display
         self._outputs: dict[str, Any] = {}
         self._rows: list[tuple[str, ...]] = []
         self._left_out = 0
