@@ -14,13 +14,14 @@ import trackmetrics
 # From the ground up. A module may import from floors below its own; on one floor only what is listed.
 FLOORS = [
     ["errors"],
-    ["plain", "names", "json_pointer", "whole_file", "standard_error", "wording", "extras"],
+    ["plain", "names", "json_pointer", "whole_file", "standard_error", "wording", "extras", "extensions"],
     ["array_types", "non_finite", "path_lock"],
     ["record", "notices", "json_text"],
     ["sidecars", "live", "environment", "norm_history", "termination", "curves", "example", "run_state"],
-    ["metrics_file", "places", "summary", "plots", "frames"],
-    ["resumption", "rules", "run_files", "export"],
-    ["terminal", "report"],
+    ["metrics_file", "places", "plots", "frames"],
+    ["resumption", "rules", "run_files"],
+    ["summary"],
+    ["terminal", "report", "export"],
     ["display"],
     ["options", "validation"],
     ["instruments"],

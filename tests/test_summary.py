@@ -1,11 +1,18 @@
 """A run in few words, and what differs between runs."""
 
 import math
+from pathlib import Path
 
 from a_run_to_look_at import a_run
 
 from trackmetrics.record import Hyperparameters, Metadata, RunRecord
+from trackmetrics.run_files import RunFile
+from trackmetrics.run_state import state_of
 from trackmetrics.summary import described, differing_hyperparameters, hyperparameters, summarize
+
+
+def a_file(run, path="a.json"):
+    return RunFile(Path(path), run, state_of(run, path))
 
 
 def of(**training):
@@ -14,7 +21,7 @@ def of(**training):
 
 def test_a_summary_has_the_best_and_the_last():
     """Which run, its state, the best and the last of each metric with their epochs, its results."""
-    assert summarize(a_run(losses=(0.5, 0.25, 0.75)), "out/a.json") == {
+    assert summarize(a_file(a_run(losses=(0.5, 0.25, 0.75)), "out/a.json")) == {
         "file": "out/a.json",
         "task": "counting",
         "timestamp": "2026-01-30T22:08:22Z",
@@ -42,14 +49,14 @@ def test_a_summary_has_the_best_and_the_last():
 
 def test_a_run_without_epochs_has_a_summary():
     """Nothing best, nothing last, no time."""
-    found = summarize(RunRecord(Metadata("t", "2026-01-01T00:00:00Z")), "a.json")
+    found = summarize(a_file(RunRecord(Metadata("t", "2026-01-01T00:00:00Z"))))
     assert (found["best"], found["last"], found["elapsed_seconds"], found["final_results"]) == ({}, {}, None, None)
     assert found["state"] == "unknown"
 
 
 def test_a_description_adds_hyperparameters_and_predictions():
     """By dotted names; a prediction a token."""
-    found = described(a_run(), "a.json")
+    found = described(a_file(a_run()))
     assert found["hyperparameters"] == {
         "model.class": "Transformer",
         "model.layers": 2,
@@ -57,7 +64,7 @@ def test_a_description_adds_hyperparameters_and_predictions():
         "training.adam.eps": 0,
     }
     assert [item["predicted"] for item in found["predictions"]] == [0, 1, 2, 0]
-    assert described(a_run(state="running"), "a.json")["predictions"] == []
+    assert described(a_file(a_run(state="running")))["predictions"] == []
 
 
 def test_what_differs_is_given_of_each_run():

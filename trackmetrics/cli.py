@@ -145,7 +145,7 @@ def show(
         _follow(files)
     found = _read(files)
     if as_json:
-        _print_json([described(item.run, item.path) for item in found])
+        _print_json([described(item) for item in found])
         return
     console = _console()
     for item in found:
@@ -174,7 +174,7 @@ def compare(files: Files, as_json: AsJson = False) -> None:
     found = _read(files)
     if as_json:
         differing = differing_hyperparameters(*(item.run for item in found))
-        runs = [summarize(item.run, item.path) for item in found]
+        runs = [summarize(item) for item in found]
         _print_json({"runs": runs, "differing_hyperparameters": differing})
         return
     _console().print(terminal.compared_runs(list(zip(short_names(files), found, strict=True))))
@@ -202,10 +202,7 @@ def list_runs(
     if as_json:
         rows = zip(paths, found, strict=True)
         _print_json(
-            [
-                {"file": str(path), "fault": item} if isinstance(item, str) else summarize(item.run, path)
-                for path, item in rows
-            ]
+            [{"file": str(path), "fault": item} if isinstance(item, str) else summarize(item) for path, item in rows]
         )
         return
     _console().print(terminal.listed_runs(list(zip(short_names(paths), found, strict=True))))
@@ -291,9 +288,9 @@ def report(
 
     found = _read(files)
     with _one_line():
-        _write(output, page.render([(item.path, item.run) for item in found]).encode(), files)
+        _write(output, page.render(found).encode(), files)
     if as_json:
-        _print_json({"file": str(output), "runs": [summarize(item.run, item.path) for item in found]})
+        _print_json({"file": str(output), "runs": [summarize(item) for item in found]})
     else:
         _spell_out()
         typer.echo(f"report in {output.absolute()}")
@@ -348,11 +345,11 @@ def _print_json(value: Any) -> None:
 
 def _console() -> Console:
     """Standard output as rich writes to it, nothing in a text taken for markup."""
-    from rich.console import Console
+    from .terminal import plain_console
 
     _spell_out()
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH
-    return Console(width=width, markup=False, emoji=False, highlight=False)
+    return plain_console(width=width)
 
 
 def _spell_out() -> None:

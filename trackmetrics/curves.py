@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from .extensions import objects, part
+from .plain import is_number
 from .record import METRIC_KEYS, EpochRecord, RunRecord
 
 # Words of a metric's name. A name with neither, or that only measures size (gradient_norm), has no best value.
@@ -32,18 +34,13 @@ def metric_names(*runs: RunRecord) -> list[str]:
     ['train_loss', 'f1']
     """
     logged = (name for run in runs for epoch in run.epochs for name in epoch.metrics)
-    return [name for name in dict.fromkeys((*METRIC_KEYS, *logged)) if any(_any_number(run, name) for run in runs)]
-
-
-def _any_number(run: RunRecord, name: str) -> bool:
-    """Whether the metric has a number, NaN and infinities among them, in any epoch."""
-    return any(value is not None for value in values(run, name))
+    return [name for name in dict.fromkeys((*METRIC_KEYS, *logged)) if any(points(run, name) for run in runs)]
 
 
 def values(run: RunRecord, name: str) -> list[float | None]:
     """Give a metric's value of each epoch, None where there is no number."""
     found = (recorded(epoch, name) for epoch in run.epochs)
-    return [value if isinstance(value, (int, float)) and not isinstance(value, bool) else None for value in found]
+    return [value if is_number(value) else None for value in found]
 
 
 def recorded(epoch: EpochRecord, name: str) -> Any:
@@ -55,6 +52,13 @@ def seconds_an_epoch(run: RunRecord) -> list[float]:
     """Give the seconds from the end of each epoch's record before to the end of its own; the first from the start."""
     ends = [epoch.elapsed_seconds for epoch in run.epochs]
     return [end - begin for begin, end in zip([0.0, *ends], ends, strict=False)]
+
+
+def norm_band(run: RunRecord) -> list[tuple[int, float, float]]:
+    """Give epoch, least and greatest gradient norm of a step, of the epochs of which the file says them."""
+    rows = objects(part(run.extensions, "gradient_norm"), "epochs")
+    band = [(row.get("epoch"), row.get("min"), row.get("max")) for row in rows]
+    return [row for row in band if all(is_number(item) and abs(item) < math.inf for item in row)]  # type: ignore[misc]
 
 
 def better(name: str) -> Literal["higher", "lower"] | None:

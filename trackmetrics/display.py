@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 
-from rich.console import Console
-
 from .record import RunRecord
-from .terminal import shown_record
+from .terminal import plain_console, shown_record
 
 _ROWS, _WIDTH = 24, 100
 _PRE = '<pre style="white-space: pre; overflow-x: auto; line-height: 1.25; font-family: monospace">{code}</pre>'
@@ -20,9 +18,8 @@ def as_html(run: RunRecord) -> str:
     >>> "2026-01-01" in as_html(RunRecord(Metadata("<script>", "2026-01-01T00:00:00Z")))
     True
     """
-    console = Console(
-        file=io.StringIO(), record=True, width=_WIDTH, color_system="standard", force_terminal=True,
-        force_jupyter=False, markup=False, emoji=False, highlight=False,
-    )  # fmt: skip
+    console = plain_console(
+        file=io.StringIO(), record=True, width=_WIDTH, color_system="standard", force_terminal=True, force_jupyter=False
+    )
     console.print(shown_record(run, _ROWS, _WIDTH))
     return console.export_html(inline_styles=True, code_format=_PRE)

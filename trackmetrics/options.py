@@ -11,7 +11,7 @@ from typing import Any, Literal, TypedDict
 
 from .errors import ArgumentError, shown
 from .names import check_name
-from .plain import NotPlainError, to_plain
+from .plain import NotPlainError, is_number, to_plain
 
 
 class OptionValues(TypedDict, total=False):
@@ -106,7 +106,7 @@ class Options:
         if not callable(self.resume) and not isinstance(self.resume, str):
             _check_resume(self.resume)
         limit = self.max_inline_mb
-        if not isinstance(limit, (int, float)) or isinstance(limit, bool) or not limit >= 0:
+        if not is_number(limit) or not limit >= 0:
             raise _wrong("max_inline_mb", limit, "a number of millions of bytes, 0 or more")
         for name in ("final_train_accuracy", "extensions", "keep_previous"):
             if not isinstance(getattr(self, name), bool):

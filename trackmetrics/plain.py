@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 from .errors import shown
 
@@ -40,6 +40,15 @@ class Growing(Sequence[Plain]):
         """Give one item; or, for a slice, the items of it."""
         found = self.items[index]
         return [self.to_plain(item) for item in found] if isinstance(index, slice) else self.to_plain(found)
+
+
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Say whether it is a number, which to Python a boolean is too.
+
+    >>> is_number(1), is_number(float("nan")), is_number(True), is_number("1")
+    (True, True, False, False)
+    """
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 class NotPlainError(TypeError):

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from . import extras
-from .curves import metric_names, points, seconds_an_epoch
+from .curves import metric_names, norm_band, points, seconds_an_epoch
 from .errors import ArgumentError, shown
 from .example import tokens
+from .extensions import part
 from .record import RunRecord
 from .wording import visible
 
@@ -87,7 +88,7 @@ def _draw(axes: Axes, run: RunRecord, metric: str, colour: str, style: str) -> N
     values = [_drawable(point.value) for point in found]
     axes.plot(epochs, values, style, color=colour, marker="o" if len(found) == 1 else None)
     if metric == "gradient_norm":
-        band = _norm_band(run)
+        band = [row for row in norm_band(run) if all(abs(item) < _LARGEST for item in row)]
         if band:
             steps, least, greatest = zip(*band, strict=True)
             axes.fill_between(steps, least, greatest, color=colour, alpha=0.15, linewidth=0)
@@ -95,15 +96,6 @@ def _draw(axes: Axes, run: RunRecord, metric: str, colour: str, style: str) -> N
 
 def _drawable(value: float) -> float:
     return value if abs(value) < _LARGEST else math.nan
-
-
-def _norm_band(run: RunRecord) -> list[tuple[float, float, float]]:
-    """Epoch, least and greatest norm of a step, of the epochs that say them."""
-    norms = (run.extensions or {}).get("gradient_norm")
-    listed = norms.get("epochs") if isinstance(norms, dict) else None
-    rows = [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
-    band = [(row.get("epoch"), row.get("min"), row.get("max")) for row in rows]
-    return [row for row in band if all(isinstance(item, (int, float)) and abs(item) < _LARGEST for item in row)]  # type: ignore[misc]
 
 
 def _name_styles(axes: Axes, metrics: Sequence[str]) -> None:
@@ -153,8 +145,7 @@ def _maps(run: RunRecord, head: int | None) -> npt.NDArray[Any]:
         raise ArgumentError("the run has no attention weights: its model has none, or it hasn't completed yet")
     if head is None:
         return inference.attention_weights
-    kept = (run.extensions or {}).get("attention")
-    heads = kept.get("heads") if isinstance(kept, dict) else None
+    heads = part(run.extensions, "attention").get("heads")
     if not isinstance(heads, np.ndarray) or heads.ndim != 4:
         raise ArgumentError(f'head is {shown(head)}, but the run kept no heads; train with attention="heads"')
     if not (isinstance(head, int) and 0 <= head < heads.shape[1]):

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from .array_types import array_of, single_or_double
 from .errors import MetricsFileError, shown
-from .plain import Growing, to_plain
+from .plain import Growing, is_number, to_plain
 
 FORMAT_VERSION = 1
 
@@ -297,7 +297,7 @@ class _Reader:
         value = self.value(key)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if not is_number(value):
             raise self.fault(key, "a number or null", value)
         return float(value)
 

@@ -91,7 +91,8 @@ def short_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
     ['one/a', 'two/a', 'one/a (2)']
     """
     parts = [Path(path).absolute().parts for path in paths]
-    names = [PurePath(*_telling(own, set(parts))).as_posix().removesuffix(SUFFIX) for own in parts]
+    apart = set(parts)
+    names = [PurePath(*_telling(own, apart)).as_posix().removesuffix(SUFFIX) for own in parts]
     times = [names[: place + 1].count(name) for place, name in enumerate(names)]
     return [f"{name} ({count})" if count > 1 else name for name, count in zip(names, times, strict=True)]
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 
+from .extensions import part
 from .record import RunRecord
 
 _GRANULARITY = 1  # second, of a process's beginning and a file's date
@@ -36,17 +39,19 @@ def state_of(run: RunRecord, path: str | os.PathLike[str]) -> RunState:
     >>> state_of(RunRecord(Metadata("demo", "2026-01-01T00:00:00Z"), (), FinalResults(None, 1.0, 2.5)), "demo.json")
     RunState(name='completed', detail='')
     """
-    status = (run.extensions or {}).get("status")
-    said = status if isinstance(status, dict) else {}
+    said = part(run.extensions, "status")
     name = said.get("state")
     if not isinstance(name, str):
         return RunState("completed" if run.final_results is not None else "unknown")
     if name == "running":
         return _running(said.get("process"), said.get("host"), os.fspath(path))
-    error = said.get("error")
-    if isinstance(error, dict):
-        return RunState(name, ": ".join(str(error[key]) for key in ("type", "message") if error.get(key)))
-    return RunState(name)
+    return RunState(name, error_text(said))
+
+
+def error_text(status: Mapping[str, Any]) -> str:
+    """Say which error a status names, its type and message; empty where it names none."""
+    error = part(status, "error")
+    return ": ".join(str(error[key]) for key in ("type", "message") if error.get(key))
 
 
 def _running(process: object, host: object, path: str) -> RunState:

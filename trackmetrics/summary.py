@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .curves import best, last, metric_names
 from .example import predictions
 from .record import RunRecord
-from .run_state import state_of
+from .run_files import RunFile
 
 
-def summarize(run: RunRecord, path: str | os.PathLike[str]) -> dict[str, Any]:
+def summarize(item: RunFile) -> dict[str, Any]:
     """Say which run it is, what became of it, the best and the last of each metric, and its results.
 
     Plain data; `best` and `last` hold `{"epoch": ..., "value": ...}` by metric.
     """
-    state = state_of(run, path)
+    run, state = item.run, item.state
     names = metric_names(run)
     results = run.final_results
     return {
-        "file": os.fspath(path),
+        "file": str(item.path),
         "task": run.metadata.task,
         "timestamp": run.metadata.timestamp,
         "device": run.metadata.device,
@@ -35,12 +34,13 @@ def summarize(run: RunRecord, path: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
-def described(run: RunRecord, path: str | os.PathLike[str]) -> dict[str, Any]:
+def described(item: RunFile) -> dict[str, Any]:
     """Give what `summarize` does, the hyperparameters, and what is predicted of the final example."""
-    found = predictions(run.final_inference) if run.final_inference is not None else []
+    inference = item.run.final_inference
+    found = predictions(inference) if inference is not None else []
     return {
-        **summarize(run, path),
-        "hyperparameters": hyperparameters(run),
+        **summarize(item),
+        "hyperparameters": hyperparameters(item.run),
         "predictions": [vars(prediction) for prediction in found],
     }
 

@@ -8,29 +8,30 @@ from typing import Any
 
 from rich.cells import cell_len
 from rich.columns import Columns
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from .curves import Point, best, better, last, metric_names, recorded, values
 from .example import Prediction, predictions
+from .extensions import part
+from .plain import is_number
 from .record import EpochRecord, FinalInference, FinalResults, RunRecord
 from .run_files import RunFile
 from .summary import differing_hyperparameters, hyperparameters
-from .wording import duration, number, trend, visible
+from .wording import HEADINGS, duration, moment, number, trend, visible
 
 _COLOURS = {"running": "cyan", "completed": "green", "failed": "red", "died": "red", "interrupted": "yellow"}
-_HEADINGS = {
-    "train_loss": "loss",
-    "train_accuracy": "train acc.",
-    "dev_accuracy": "dev acc.",
-    "gradient_norm": "grad. norm",
-}
 _TREND, _LONGEST = 12, 24  # columns of a trend, letters of a name or a logged text
 _BESIDE = 7 + 14  # columns of the epoch's number and time
 _FRAME = 5  # lines around the epochs of a run that is followed
 _NARROW = 2  # cells: tokens up to here stand in strips, longer ones in a table
+
+
+def plain_console(**settings: Any) -> Console:
+    """A console that takes nothing in a text for markup."""
+    return Console(markup=False, emoji=False, highlight=False, **settings)
 
 
 def shown_run(item: RunFile, rows: int, width: int) -> RenderableType:
@@ -83,15 +84,14 @@ def _section(heading: str, body: RenderableType) -> RenderableType:
 
 
 def _facts(run: RunRecord, known: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    environment = (run.extensions or {}).get("environment")
-    versions = environment if isinstance(environment, dict) else {}
+    versions = part(run.extensions, "environment")
     on = [
         versions.get("device_name"),
         *(f"{name} {versions[name]}" for name in ("torch", "python") if name in versions),
     ]
     facts = {
         **known,
-        "began": run.metadata.timestamp.replace("T", " ").replace("Z", " UTC"),
+        "began": moment(run.metadata.timestamp),
         "device": ", ".join(visible(item) for item in (run.metadata.device, *on) if item),
         "steps": _steps(run),
     }
@@ -100,8 +100,7 @@ def _facts(run: RunRecord, known: Mapping[str, str]) -> Iterator[tuple[str, str]
 
 def _steps(run: RunRecord) -> str:
     """How many training steps, and of how many there is no norm."""
-    told = (run.extensions or {}).get("gradient_norm")
-    norms = told if isinstance(told, dict) else {}
+    norms = part(run.extensions, "gradient_norm")
     if not norms.get("steps"):
         return ""
     apart = {"skipped by the gradient scaler": "skipped_steps", "with a gradient that isn't finite": "non_finite_steps"}
@@ -155,7 +154,7 @@ def _groups(epochs: Sequence[EpochRecord], names: Sequence[str], width: int) -> 
     groups: list[list[str]] = [[]]
     used = _BESIDE
     for name in names:
-        cells = [_HEADINGS.get(name, visible(name, _LONGEST)), *(_figure(recorded(epoch, name)) for epoch in epochs)]
+        cells = [HEADINGS.get(name, visible(name, _LONGEST)), *(_figure(recorded(epoch, name)) for epoch in epochs)]
         needed = max(_TREND, *map(cell_len, cells)) + 2
         if groups[-1] and used + needed > width:
             groups.append([])
@@ -171,7 +170,7 @@ def _epochs(
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_footer=len(run.epochs) > 2)
     table.add_column("epoch", justify="right", footer=Text("trend", style="dim"), no_wrap=True)
     for name in names:
-        heading = Text(_HEADINGS.get(name, visible(name, _LONGEST)))
+        heading = Text(HEADINGS.get(name, visible(name, _LONGEST)))
         table.add_column(heading, justify="right", footer=Text(trend(values(run, name), _TREND), "cyan"), no_wrap=True)
     table.add_column("elapsed", justify="right", no_wrap=True)
     for epoch in epochs:
@@ -188,8 +187,7 @@ def _row(epoch: EpochRecord, names: Sequence[str], marked: Mapping[str, int]) ->
 
 
 def _figure(value: Any) -> str:
-    known = value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
-    return number(value) if known else visible(value, _LONGEST)
+    return number(value) if value is None or is_number(value) else visible(value, _LONGEST)
 
 
 def _results(results: FinalResults) -> RenderableType:

@@ -7,6 +7,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+# Of the format's metrics, over a table's columns.
+HEADINGS = {
+    "train_loss": "loss",
+    "train_accuracy": "train acc.",
+    "dev_accuracy": "dev acc.",
+    "gradient_norm": "grad. norm",
+}
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _LONGEST = 160  # letters of a value
 _LONG = 10**15  # an integer from here on is shown by its first digits
@@ -52,6 +59,15 @@ def number(value: float | None, decimals: int = 4) -> str:
     if value and math.isfinite(value) and not 10**-decimals <= abs(value) < 10**6:
         return f"{value:.{decimals}g}"
     return f"{value:.{decimals}f}"
+
+
+def moment(timestamp: str) -> str:
+    """A run's timestamp as people read it.
+
+    >>> moment("2026-01-30T22:08:22Z")
+    '2026-01-30 22:08:22 UTC'
+    """
+    return visible(timestamp).replace("T", " ").replace("Z", " UTC")
 
 
 def duration(seconds: float) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..errors import ArgumentError, shown
-from ..plain import MAX_DEPTH, NotPlainError, to_plain
+from ..plain import MAX_DEPTH, NotPlainError, is_number, to_plain
 from ..record import METRIC_KEYS, RESERVED_EPOCH_KEYS
 from .epoch_means import DeviceMean
 
@@ -104,7 +104,7 @@ class SaidValues:
             return None
 
     def _number(self, name: str, value: Any) -> float | None:
-        if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+        if value is None or is_number(value):
             return None if value is None else float(value)
         self.faults[name] = f"log({name}=...) was given {shown(value)}; give one number"
         return None

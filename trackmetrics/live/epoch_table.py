@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .. import wording
 from ..record import EpochRecord, FinalResults
 from ..wording import duration, number
 
@@ -11,14 +12,14 @@ _LABELS = {
     "dev_accuracy": "dev accuracy",
     "gradient_norm": "gradient norm",
 }
-HEADINGS = ("epoch", "loss", "train acc.", "dev acc.", "grad. norm", "elapsed")
+HEADINGS = ("epoch", *wording.HEADINGS.values(), "elapsed")
 _WIDTHS = (5, 10, 10, 10, 10, 12)
 _GAP = 2
 
 
 def epoch_cells(epoch: EpochRecord) -> tuple[str, ...]:
     """An epoch's figures, under the headings."""
-    figures = (number(getattr(epoch, key)) for key in _LABELS)
+    figures = (number(getattr(epoch, key)) for key in wording.HEADINGS)
     return (str(epoch.epoch), *figures, duration(epoch.elapsed_seconds))
 
 

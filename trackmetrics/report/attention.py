@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..example import tokens
+from ..extensions import objects, part
+from ..plain import is_number
 from ..record import RunRecord
 from ..wording import visible
-from .figures import objects, part, token_label
+from .figures import token_label
 from .heatmaps import LARGEST, Gallery, array_in
 
 _OF_ONE_STREAM = ("self", "encoder")  # kinds whose queries and keys are the example's own tokens
@@ -147,7 +149,7 @@ def _about(entry: Mapping[str, Any]) -> str:
     """Name, kind, source and check of a map, as far as the file says them."""
     said = [visible(entry[key], 60) for key in ("name", "kind", "source") if entry.get(key)]
     check = entry.get("check")
-    if isinstance(check, (int, float)) and not isinstance(check, bool):
+    if is_number(check):
         said.append(f"check {check:.0e}" if check else "check 0")
     return " · ".join(said)
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..curves import best, metric_names, seconds_an_epoch, values
+from ..curves import best, metric_names, norm_band, points, seconds_an_epoch, values
 from ..record import METRIC_KEYS, RunRecord
 from ..wording import visible
-from .figures import figure, objects, odd, part, spans
+from .figures import figure, odd, spans
 
 _LINES = {"train_accuracy": "train", "dev_accuracy": "dev"}  # where a chart has two of a run
 
@@ -93,7 +93,7 @@ def _lines(runs: Sequence[RunRecord], *names: str) -> list[Line]:
         _line(place, run, name, dashed=name != names[0])
         for place, run in enumerate(runs)
         for name in names
-        if any(value is not None for value in values(run, name))
+        if points(run, name)
     ]
 
 
@@ -118,13 +118,8 @@ def _finite(value: Any) -> bool:
 
 
 def _band(place: int, run: RunRecord) -> Band | None:
-    known = [
-        summary
-        for summary in objects(part(run.extensions, "gradient_norm"), "epochs")
-        if all(_finite(summary.get(key)) for key in ("epoch", "min", "max"))
-    ]
-    low, high = ([summary[key] for summary in known] for key in ("min", "max"))
-    return Band(place, [summary["epoch"] for summary in known], low, high) if known else None
+    known = norm_band(run)
+    return Band(place, *(list(column) for column in zip(*known))) if known else None
 
 
 def _seconds(runs: Sequence[RunRecord]) -> list[Line]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..extensions import part
 from ..record import RunRecord
 from ..wording import visible
-from .figures import part
 
 _NORM = "the L2 norm of the gradient that one training step applies, before clipping; the mean over the epoch's steps"
 _MEANINGS = {

@@ -8,12 +8,10 @@ import json
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from .. import extras
-from ..record import RunRecord
-from ..run_files import short_names
+from ..run_files import RunFile, short_names
 from ..summary import differing_hyperparameters
 from ..wording import visible
 from .charts import charts
@@ -25,16 +23,16 @@ _SCRIPTS = ("heatmap.js", "attention.js", "curves.js", "page.js")
 _NAMED = 2  # tasks in the title
 
 
-def render(runs: Sequence[tuple[Path, RunRecord]]) -> str:
+def render(items: Sequence[RunFile]) -> str:
     """Give the page of runs, each with the file that it stands in.
 
     Raises `MissingExtraError` where what the page is made with isn't installed.
     """
     jinja2 = extras.load("jinja2", extra="report")
     plotly_js = extras.load("plotly.offline", extra="report").get_plotlyjs()
-    records = [run for _, run in runs]
-    names, gallery = short_names([path for path, _ in runs]), Gallery()
-    sections = [section(run, path, names[place], place, gallery) for place, (path, run) in enumerate(runs)]
+    records = [item.run for item in items]
+    names, gallery = short_names([item.path for item in items]), Gallery()
+    sections = [section(item, names[place], place, gallery) for place, item in enumerate(items)]
     drawn = charts(records, names)
     plotly, script = _script(plotly_js), _script("".join(_part(name) for name in _SCRIPTS))
     template = jinja2.Environment(

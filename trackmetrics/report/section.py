@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ..curves import last, metric_names
-from ..record import METRIC_KEYS, EpochRecord, RunRecord
-from ..run_state import RunState, state_of
+from ..curves import last, metric_names, recorded
+from ..extensions import objects, part
+from ..plain import is_number
+from ..record import EpochRecord, RunRecord
+from ..run_files import RunFile
+from ..run_state import RunState, error_text
 from ..summary import hyperparameters
-from ..wording import duration, visible
+from ..wording import duration, moment, visible
 from .attention import Attention, attention
-from .figures import count, figure, objects, part, short_count, spans
+from .figures import count, figure, short_count, spans
 from .final_example import Example, final_example
 from .heatmaps import Gallery
 
@@ -77,22 +79,24 @@ class Section:
         return next((figure.value for figure in self.figures if figure.name == name), "–")
 
 
-def section(run: RunRecord, path: Path, label: str, place: int, gallery: Gallery) -> Section:
+def section(item: RunFile, label: str, place: int, gallery: Gallery) -> Section:
     """Give the section of the run at a place among the runs; its heatmaps go to the gallery.
 
+    >>> from pathlib import Path
     >>> from trackmetrics.record import Metadata
-    >>> shown = section(RunRecord(Metadata("demo", "2026-01-01T00:00:00Z")), Path("demo.json"), "demo", 0, Gallery())
+    >>> run = RunRecord(Metadata("demo", "2026-01-01T00:00:00Z"))
+    >>> shown = section(RunFile(Path("demo.json"), run, RunState("unknown")), "demo", 0, Gallery())
     >>> shown.began, shown.state.name, shown.epochs.rows
     ('2026-01-01 00:00:00 UTC', 'unknown', [])
     """
-    state = state_of(run, path)
+    run, state = item.run, item.state
     inference = run.final_inference
     told = (run.extensions or {}).get("warnings")
     return Section(
         label=label,
-        file=visible(str(path), _LONGEST),
+        file=visible(str(item.path), _LONGEST),
         task=visible(run.metadata.task),
-        began=visible(run.metadata.timestamp).replace("T", " ").replace("Z", " UTC"),
+        began=moment(run.metadata.timestamp),
         device=visible(run.metadata.device or ""),
         state=RunState(visible(state.name), visible(state.detail, _LONGEST)),
         figures=list(_figures(run)),
@@ -142,13 +146,12 @@ def _epochs(run: RunRecord) -> EpochTable:
 
 
 def _row(epoch: EpochRecord, names: Sequence[str]) -> list[str]:
-    cells = [getattr(epoch, name) if name in METRIC_KEYS else epoch.metrics.get(name) for name in names]
-    return [str(epoch.epoch), *map(_cell, cells), duration(epoch.elapsed_seconds)]
+    cells = (_cell(recorded(epoch, name)) for name in names)
+    return [str(epoch.epoch), *cells, duration(epoch.elapsed_seconds)]
 
 
 def _cell(value: Any) -> str:
-    known = value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
-    return figure(value) if known else visible(value, 40)
+    return figure(value) if value is None or is_number(value) else visible(value, 40)
 
 
 def _hyperparameters(run: RunRecord) -> dict[str, list[tuple[str, str]]]:
@@ -169,7 +172,7 @@ def _pairs(given: Any) -> Iterator[tuple[str, str]]:
 
 
 def _seconds(took: Any) -> str:
-    return f"{took:.2f} s" if isinstance(took, (int, float)) and not isinstance(took, bool) else count(took)
+    return f"{took:.2f} s" if is_number(took) else count(took)
 
 
 def _gradient_norm(run: RunRecord) -> Iterator[tuple[str, str]]:
@@ -183,11 +186,9 @@ def _gradient_norm(run: RunRecord) -> Iterator[tuple[str, str]]:
 
 def _troubles(run: RunRecord) -> Iterator[str]:
     """What the numbers themselves tell of: an error, steps that aren't finite, resumptions."""
-    error = part(part(run.extensions, "status"), "error")
-    if error:
-        yield "The run ended in " + visible(
-            ": ".join(str(error[key]) for key in ("type", "message") if error.get(key)), _LONGEST
-        )
+    status = part(run.extensions, "status")
+    if part(status, "error"):
+        yield "The run ended in " + visible(error_text(status), _LONGEST)
     norm = part(run.extensions, "gradient_norm")
     for key, words in (("non_finite_steps", "had a gradient norm that is NaN or infinite"),
                        ("skipped_steps", "were skipped by the gradient scaler")):  # fmt: skip
