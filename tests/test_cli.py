@@ -33,26 +33,28 @@ def test_demo_writes_the_file_and_says_where():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "status", "message"),
     [
         (
             ["--output-dir", "taken"],
+            1,
             "the output folder {cwd}/taken is a file; choose an output_dir= that can be written",
         ),
-        (["--device", "abacus"], "--device is 'abacus', which this torch can't use here; give another, such as cpu"),
-        (["--device", "meta:x"], "--device is 'meta:x', which this torch can't use here; give another, such as cpu"),
+        (["--device", "abacus"], 2, "--device is 'abacus', which this torch can't use here; give another, such as cpu"),
+        (["--device", "meta:x"], 2, "--device is 'meta:x', which this torch can't use here; give another, such as cpu"),
         (
             ["--model", "encoder", "--d-internal", "30"],
+            2,
             "64 features can't be split into heads of 30; give a divisor of 64",
         ),
-        (["--dev-examples", "1000000"], "10000 training and 1000000 dev examples were asked for; the text has"),
+        (["--dev-examples", "1000000"], 2, "10000 training and 1000000 dev examples were asked for; the text has"),
     ],
 )
-def test_a_users_mistake_is_one_line(arguments, message):
-    """What is wrong, in one line on standard error, with status 1 and no traceback."""
+def test_a_users_mistake_is_one_line(arguments, status, message):
+    """What is wrong, in one line on standard error, with its status and no traceback."""
     Path("taken").touch()
     done = trackmetrics("demo", *arguments)
-    assert done.returncode == 1
+    assert done.returncode == status
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("trackmetrics: " + message.format(cwd=Path.cwd()))
 

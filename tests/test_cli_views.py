@@ -166,10 +166,16 @@ def test_validate_and_demo_as_json(files):
             1,
             "no/a.csv can't be written (No such file or directory)",
         ),
-        (["plot", "{a}", "-o", "a.gif"], 1, "--output is 'a.gif', which no format is known for; end it in .png, "),
-        (["plot", "{a}", "-o", "curves"], 1, "--output is 'curves', which no format is known for; end it in .png, "),
-        (["plot", "{a}", "{a}", "--attention"], 1, "--attention was asked for of 2 files; give one"),
-        (["plot", "{a}", "--layer", "9"], 1, "layer is 9; the run has layers 0 to 1"),
+        (["plot", "{a}", "-o", "a.gif"], 2, "--output is 'a.gif', which no format is known for; end it in .png, "),
+        (["plot", "{a}", "-o", "curves"], 2, "--output is 'curves', which no format is known for; end it in .png, "),
+        (["plot", "{a}", "{a}", "--attention"], 2, "--attention was asked for of 2 files; give one"),
+        (["plot", "{a}", "--layer", "9"], 2, "layer is 9; the run has layers 0 to 1"),
+        (["plot", "{a}", "--layer", "-1"], 2, "Invalid value for '--layer': "),
+        (["show"], 2, "Missing argument 'FILE...'. (see trackmetrics show --help)"),
+        (["shwo", "{a}"], 2, "No such command 'shwo'"),
+        (["show", "{a}", "--epochen"], 2, "No such option: --epochen"),
+        (["export", "{a}"], 2, "Missing option '--to'"),
+        (["list", "a", "b"], 2, "Got unexpected extra argument"),
     ],
 )
 def test_a_users_mistake_is_one_line(files, arguments, status, message):
@@ -249,7 +255,7 @@ def test_what_is_there_is_not_lost(files, command):
     said |= {} if command == ["plot"] else {".": "is no ordinary file", "": "is no ordinary file"}
     for output, words in said.items():
         done = trackmetrics(command[0], str(run), *command[1:], "-o", output)
-        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
         assert words in done.stderr
     assert run.read_bytes() == Path(files[0]).read_bytes()
 
@@ -258,7 +264,7 @@ def test_standard_output_has_one_thing(files):
     """A table or JSON; TensorBoard's events are no table."""
     for arguments in (["--to", "csv", "--json"], ["--to", "tensorboard"]):
         done = trackmetrics("export", files[0], "-o", "-", *arguments)
-        assert (done.returncode, done.stdout) == (1, "")
+        assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith("trackmetrics: --output - is for a table alone")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from .errors import MetricsFileError, TrackmetricsError, reason
+from .errors import ArgumentError, MetricsFileError, TrackmetricsError, reason
 from .wording import printable
 
 if TYPE_CHECKING:  # each command loads what it needs, so that none waits for another's
@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 
 
+_WrongCall = typer.BadParameter.__mro__[2]  # click's ClickException, which some versions of typer carry along, some not
 _LISTED = 100  # faults a file; a hostile one has as many as it has letters
 _WIDTH = 120  # columns, where no terminal says how many it has
 
@@ -86,7 +87,7 @@ def demo(
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
-        fail(f"--device is {device!r}, which this torch can't use here; give another, such as cpu")
+        fail(f"--device is {device!r}, which this torch can't use here; give another, such as cpu", 2)
     args = training.Arguments(
         epochs, batch_size, learning_rate, d_model, d_internal, layers, model.value, train_examples, dev_examples, seed,
         device, output_dir,
@@ -94,7 +95,7 @@ def demo(
     try:
         training.main(args)
     except (TrackmetricsError, ValueError, RuntimeError) as error:
-        fail(str(error).partition("\n")[0])
+        fail(str(error).partition("\n")[0], 2 if isinstance(error, ValueError) else 1)
     if as_json:
         _print_json({"file": str(output_dir.absolute() / f"letter_counting{SUFFIX}")})
 
@@ -228,7 +229,7 @@ def export(
     name = short_names([file])[0]
     to_stdout = str(output) == "-"
     if to_stdout and (as_json or to is Format.TENSORBOARD):
-        fail("--output - is for a table alone, without --json; give a path")
+        fail("--output - is for a table alone, without --json; give a path", 2)
     with _one_line():
         if to is Format.TENSORBOARD:
             written = output or file.parent / "tensorboard" / name
@@ -262,12 +263,12 @@ def plot(
 
     kind = output.suffix.lower().removeprefix(".")
     if kind not in ("png", "svg", "pdf"):
-        fail(f"--output is {str(output)!r}, which no format is known for; end it in .png, .svg or .pdf")
+        fail(f"--output is {str(output)!r}, which no format is known for; end it in .png, .svg or .pdf", 2)
     found = _read(files)
     with _one_line():
         if attention or layer is not None or head is not None:
             if len(found) != 1:
-                fail(f"--attention was asked for of {len(found)} files; give one")
+                fail(f"--attention was asked for of {len(found)} files; give one", 2)
             figure = plots.attention(found[0].run, layer, head)
         else:
             figure = plots.curves(*(item.run for item in found), names=short_names(files))
@@ -313,10 +314,10 @@ def _read(files: list[Path]) -> list[RunFile]:
 
 @contextlib.contextmanager
 def _one_line() -> Iterator[None]:
-    """A user's mistake is one line: with status 2 where a file can't be read, else 1."""
+    """A user's mistake is one line: with status 2 where a file can't be read or the call is wrong, else 1."""
     try:
         yield
-    except MetricsFileError as error:
+    except (MetricsFileError, ArgumentError) as error:
         fail(str(error), 2)
     except TrackmetricsError as error:
         fail(str(error))
@@ -327,9 +328,9 @@ def _write(path: Path, data: bytes, files: list[Path]) -> None:
     from .whole_file import replace_whole
 
     if path.resolve() in {file.resolve() for file in files}:
-        fail(f"{path} is one of the files; give another --output")
+        fail(f"{path} is one of the files; give another --output", 2)
     if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
-        fail(f"{path} is no ordinary file; give another --output")
+        fail(f"{path} is no ordinary file; give another --output", 2)
     try:
         replace_whole(path, [data], path.with_name(f".{path.name}.tmp"))
     except (OSError, ValueError) as error:  # ValueError: a name that is none
@@ -371,7 +372,13 @@ def _tell(message: str) -> None:
 def main() -> None:
     """Run the command line."""
     try:
-        app()
+        sys.exit(app(prog_name="trackmetrics", standalone_mode=False))
+    except _WrongCall as error:
+        said = " ".join(error.format_message().split())
+        if said:  # nothing is, where no command was given and the help stands there
+            context = getattr(error, "ctx", None)
+            _tell(f"{said} (see {context.command_path if context else 'trackmetrics'} --help)")
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:  # standard output, which is full or gone
