@@ -14,7 +14,7 @@ import trackmetrics
 # From the ground up. A module may import from floors below its own; on one floor only what is listed.
 FLOORS = [
     ["errors"],
-    ["plain", "names", "json_pointer", "whole_file", "standard_error", "wording", "extras", "extensions"],
+    ["plain", "names", "json_pointer", "whole_file", "standard_error", "wording", "extras", "extensions", "palette"],
     ["array_types", "non_finite", "path_lock"],
     ["record", "notices", "json_text"],
     ["sidecars", "live", "environment", "norm_history", "termination", "curves", "example", "run_state"],

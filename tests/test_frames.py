@@ -1,6 +1,7 @@
 """Epochs as columns and data frames, and in other programs' formats."""
 
 import csv
+import dataclasses
 import io
 import math
 import struct
@@ -162,6 +163,21 @@ def test_tensorboard_has_each_value_at_its_epoch_and_time(tmp_path):
     assert sorted({value[0] for value in values}) == sorted(NAMES[1:-1])
     losses = [value[3] for value in values if value[0] == "train_loss"]
     np.testing.assert_array_equal(losses, [0.5, NAN])
+
+
+def test_an_epoch_after_a_resumption_has_that_parts_time(tmp_path):
+    """The time between two parts of a run is there; what a later resumption dropped doesn't count."""
+    run = a_run(losses=(0.5, 0.4, 0.3, 0.2))
+    resumed = [
+        {"after_epoch": 3, "timestamp": "2026-01-30T22:30:00Z"},
+        {"after_epoch": 1, "timestamp": "2026-01-30T23:08:22Z"},
+        {"after_epoch": 3, "timestamp": "2026-01-31T22:08:22Z"},
+        {"after_epoch": "4", "timestamp": None},
+    ]
+    to_tensorboard(dataclasses.replace(run, extensions={"resumed": resumed}), tmp_path / "log")
+    began = datetime(2026, 1, 30, 22, 8, 22, tzinfo=timezone.utc).timestamp()
+    times = {event.step: event.wall_time - began for event in read_events(tmp_path / "log") if event.step}
+    assert times == {1: 1.5, 2: 3600 + 1.5, 3: 3600 + 3.0, 4: 24 * 3600 + 1.5}
 
 
 def test_tensorboard_reads_it(tmp_path):

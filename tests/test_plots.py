@@ -1,9 +1,11 @@
 """Figures of a run: what is drawn is what the record holds."""
 
 import dataclasses
+import io
 import math
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -73,6 +75,31 @@ def test_runs_are_told_apart_by_colour():
         colours = [line.get_color() for line in axes.lines if len(line.get_xdata())]
         assert list(dict.fromkeys(colours)) == shown, title
     assert plots.curves(a_run()).get_suptitle() == "counting"
+
+
+@pytest.mark.parametrize("count", [7, 8, 30])
+def test_no_colour_is_that_of_two_runs(count):
+    """However many there are; the more bands, the fainter each."""
+    figure = plots.curves(*[a_run()] * count)
+    assert len({handle.get_color() for handle in figure.legends[0].legend_handles}) == count
+    bands = panels(figure)["gradient_norm"].collections
+    assert len(bands) == count
+    assert [band.get_alpha() for band in bands] == [pytest.approx(0.45 / count)] * count
+
+
+def test_letters_are_drawn_by_a_font_that_has_them():
+    """The usual one for what it has, the first installed one for the rest; what none has is left."""
+    letter = "\N{LATIN SMALL LETTER D WITH PALATAL HOOK}"  # of the fonts that Matplotlib brings, STIX's alone has it
+    figure = plots.curves(a_run(task=f"task {letter}"))
+    assert [text.get_fontfamily() for text in figure.texts] == [["sans-serif", "STIXGeneral"]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.savefig(io.BytesIO())
+    assert plots.curves(a_run(task="é")).texts[0].get_fontfamily() == ["sans-serif"]
+    assert plots.curves(a_run(task="\U00017000")).texts[0].get_fontfamily() == ["sans-serif"]
+    inference = FinalInference(f"{letter}bca", np.zeros((4, 3)), ATTENTION)
+    run = dataclasses.replace(a_run(), final_inference=inference)
+    assert "STIXGeneral" in plots.attention(run).axes[0].get_xticklabels()[0].get_fontfamily()
 
 
 def test_attention_is_drawn_as_it_is():

@@ -581,6 +581,20 @@ def test_several_runs_are_overlaid(opened):
     assert page.locator("#attention-title").text_content() == "b/run: Layer 0"
 
 
+def test_no_colour_is_that_of_two_runs(opened):
+    """Of a line and of the mark beside a run's name, in light and dark, however many there are."""
+    page = opened(*(written(a_run(), f"run-{number}") for number in range(12)), curves=True)
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        colour = "all => all.map(one => getComputedStyle(one).backgroundColor)"
+        assert len(set(page.locator(".chip .swatch").evaluate_all(colour))) == 12
+    traces = page.evaluate("[...document.querySelectorAll('.plot')].map(plot => plot.data)")
+    assert len({trace["line"]["color"] for trace in traces[0]}) == 12
+    bands = [trace["fillcolor"] for plot in traces for trace in plot if trace.get("fill") == "toself"]
+    assert len(set(bands)) == 12
+    assert {band[7:] for band in bands} == {"0a"}  # of 255: 0.45 / 12
+
+
 def test_a_run_that_goes_on(opened):
     """With a running state, no results and no epochs yet the page says so; with extensions=False it stands too."""
     status = {"status": {"state": "running", "process": os.getpid(), "host": "elsewhere"}}

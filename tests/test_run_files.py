@@ -5,6 +5,7 @@ import socket
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from a_run_to_look_at import a_run
 
@@ -85,6 +86,25 @@ def test_no_folder_is_an_error(tmp_path, deep):
 def test_names_tell_files_apart(paths, names):
     """By the part alone where that does, else by as many folders as it takes; the same file twice is numbered."""
     assert short_names(paths) == names
+
+
+def test_a_run_that_ends_while_it_is_looked_at_has_not_died(tmp_path, monkeypatch):
+    """It wrote its end after its file was read, and was gone when its process was looked for."""
+    path = write(tmp_path / NAME, state="running", process=os.getpid(), host=socket.gethostname())
+    looks = []
+
+    def ends(process):
+        if not looks:
+            write(path)
+            os.utime(path, ns=(0, 1))
+        looks.append(process)
+        raise psutil.NoSuchProcess(process)
+
+    monkeypatch.setattr(psutil, "Process", ends)
+    assert read(path).state.name == "completed"
+    assert looks == [os.getpid()]
+    write(path, state="running", process=os.getpid(), host=socket.gethostname())
+    assert read(path).state.name == "died"
 
 
 def test_following_gives_each_change_once(tmp_path, monkeypatch):

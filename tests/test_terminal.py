@@ -140,7 +140,7 @@ def test_runs_are_compared():
     """Side by side: what differs, best and last with their epochs, the time; a dash where there is none."""
     runs = [("a", a_file()), ("slow/b", a_file(losses=(0.9, 0.7), learning_rate=0.01, state="failed"))]
     assert (
-        drawn(terminal.compared_runs(runs))
+        drawn(terminal.compared_runs(runs, 120))
         == """\
                                             a            slow/b
 state                               completed            failed
@@ -177,9 +177,27 @@ def test_the_best_of_all_runs_stands_out():
     """Of two runs the better one's; of one run nothing, and of equals both."""
     good, bad = a_file(), a_file(losses=(0.9, 0.7))
     green = re.compile("\x1b\\[1;32m([^\x1b]+)")
-    assert green.findall(drawn(terminal.compared_runs([("a", bad), ("b", good)]), colours=True))[0].startswith("0.2000")
-    assert green.findall(drawn(terminal.compared_runs([("a", good)]), colours=True)) == []
-    assert len(green.findall(drawn(terminal.compared_runs([("a", good), ("b", good)]), colours=True))) == 8
+
+    def standing_out(*runs, width=100):
+        return green.findall(drawn(terminal.compared_runs(list(zip("ab", runs)), width), colours=True))
+
+    assert standing_out(bad, good)[0].startswith("0.2000")
+    assert standing_out(good) == []
+    assert len(standing_out(good, good)) == 8
+    assert standing_out(bad, good, width=40) == standing_out(bad, good)  # which stand below each other
+
+
+def test_runs_that_have_no_room_beside_the_others_stand_below():
+    """Each in one of the tables, none cut, with all rows; a name that is too long for any is folded."""
+    names = [f"run-{number}" for number in range(12)]
+    text = drawn(terminal.compared_runs([(name, a_file()) for name in names], 80), width=80)
+    headings = [line.split() for line in text.splitlines() if "run-" in line]
+    assert headings == [["run-0", "run-1", "run-2"], ["run-3", "run-4", "run-5"], ["run-6", "run-7", "run-8"],
+                        ["run-9", "run-10", "run-11"]]  # fmt: skip
+    assert text.count("0.2000 (epoch 3)") == 2 * len(names)
+    assert text.count("train_loss") == 4
+    folded = drawn(terminal.compared_runs([("#" * 150, a_file()), ("b", a_file())], 80), width=80)
+    assert folded.count("#") == 150
 
 
 def test_runs_are_listed():
@@ -230,7 +248,7 @@ def test_texts_from_the_file_stay_texts():
     )
     item = RunFile(Path(evil), run, state_of(run, evil))
     for view in (
-        terminal.shown_run(item, 0, 200), terminal.compared_runs([(evil, item), ("b", a_file())]),
+        terminal.shown_run(item, 0, 200), terminal.compared_runs([(evil, item), ("b", a_file())], 120),
         terminal.listed_runs([(evil, item), (evil, evil)]),
         terminal.followed_runs({Path("a"): item, Path(evil): None}, 200, 40),
     ):  # fmt: skip
@@ -245,7 +263,7 @@ def test_any_record_can_be_shown(record):
     """Whatever stands in a file that loads."""
     item = RunFile(Path("a.json"), record, state_of(record, "a.json"))
     for view in (
-        terminal.shown_run(item, 3, 80), terminal.compared_runs([("a", item), ("b", a_file())]),
+        terminal.shown_run(item, 3, 80), terminal.compared_runs([("a", item), ("b", a_file())], 120),
         terminal.listed_runs([("a", item)]), terminal.followed_runs({Path("a"): item}, 80, 10),
     ):  # fmt: skip
         assert drawn(view, 80)

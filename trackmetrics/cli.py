@@ -29,7 +29,8 @@ app = typer.Typer(
 )
 
 
-_WrongCall = typer.BadParameter.__mro__[2]  # click's ClickException, which some versions of typer carry along, some not
+# click's ClickException; click is a part of typer itself in its later versions.
+_WrongCall: Any = typer.BadParameter.__mro__[2]
 _LISTED = 100  # faults a file; a hostile one has as many as it has letters
 _WIDTH = 120  # columns, where no terminal says how many it has
 
@@ -178,7 +179,8 @@ def compare(files: Files, as_json: AsJson = False) -> None:
         runs = [summarize(item) for item in found]
         _print_json({"runs": runs, "differing_hyperparameters": differing})
         return
-    _console().print(terminal.compared_runs(list(zip(short_names(files), found, strict=True))))
+    console = _console()
+    console.print(terminal.compared_runs(list(zip(short_names(files), found, strict=True)), console.width))
 
 
 @app.command("list", epilog="Example: trackmetrics list output")

@@ -12,6 +12,7 @@ from typing import Any
 from . import extras
 from .curves import metric_names, points
 from .errors import ArgumentError, MetricsFileError, shown
+from .extensions import objects
 from .frames import columns, to_frame
 from .record import RunRecord
 from .summary import hyperparameters
@@ -68,21 +69,34 @@ def _events(run: RunRecord) -> Iterable[Any]:
     event = extras.load("tensorboard.compat.proto.event_pb2", extra="tensorboard").Event
     summary = extras.load("tensorboard.compat.proto.summary_pb2", extra="tensorboard").Summary
     hparams = extras.load("tensorboard.plugins.hparams.summary_v2", extra="tensorboard")
-    began = _began(run)
+    began = _seconds(run.metadata.timestamp, "metadata.timestamp")
     if hyperparameters(run):
         yield event(wall_time=began, step=0, summary=hparams.hparams_pb(_simple(hyperparameters(run))))
-    ends = {epoch.epoch: began + epoch.elapsed_seconds for epoch in run.epochs}
+    ends = _ends(run)
     for name in metric_names(run):
         for point in points(run, name):
             value = summary.Value(tag=name, simple_value=point.value)
             yield event(wall_time=ends[point.epoch], step=point.epoch, summary=summary(value=[value]))
 
 
-def _began(run: RunRecord) -> float:
+def _ends(run: RunRecord) -> dict[int, float]:
+    """When each epoch ended, in seconds of the clock: the part of the run that it is of went on from its resumption."""
+    elapsed = {epoch.epoch: epoch.elapsed_seconds for epoch in run.epochs}
+    began = _seconds(run.metadata.timestamp, "metadata.timestamp")
+    ends = {epoch: began + seconds for epoch, seconds in elapsed.items()}
+    for resumption in objects(run.extensions, "resumed"):
+        after = resumption.get("after_epoch")
+        if isinstance(after, int):
+            began = _seconds(resumption.get("timestamp"), "resumed.timestamp") - elapsed.get(after, 0.0)
+            ends |= {epoch: began + seconds for epoch, seconds in elapsed.items() if epoch > after}
+    return ends
+
+
+def _seconds(timestamp: Any, place: str) -> float:
     try:
-        return datetime.datetime.fromisoformat(run.metadata.timestamp.replace("Z", "+00:00")).timestamp()
+        return datetime.datetime.fromisoformat(str(timestamp).replace("Z", "+00:00")).timestamp()
     except (ValueError, OverflowError):
-        raise MetricsFileError(f"metadata.timestamp is {shown(run.metadata.timestamp)}, which is no date") from None
+        raise MetricsFileError(f"{place} is {shown(timestamp)}, which is no date") from None
 
 
 def _simple(values: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from .curves import metric_names, norm_band, points, seconds_an_epoch
 from .errors import ArgumentError, shown
 from .example import tokens
 from .extensions import part
+from .palette import run_colours
 from .record import RunRecord
 from .wording import visible
 
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Told apart by the colour-blind, too (Okabe and Ito, 2008).
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+_CHOSEN = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+_LIGHTNESS = 0.42  # of the colours beyond those
+_BAND_OPACITY = 0.15  # of up to three runs; of more, bands that lie on each other aren't to hide what is below
 _LARGEST = 1e100  # of a value that is drawn; an axis of larger ones overflows
 _MOST_TICKS = 64  # tokens that an axis names each of
 _PANEL_INCHES = (4.2, 3.0)
@@ -45,26 +48,31 @@ def curves(*runs: RunRecord, names: Sequence[str] | None = None) -> Figure:
     """
     if not any(run.epochs for run in runs):
         raise ArgumentError("no run has an epoch yet, so there is no curve to draw; wait for the first one")
+    colours = run_colours(_CHOSEN, len(runs), _LIGHTNESS)
     labels = list(names) if names is not None else [run.metadata.task for run in runs]
     panels = _panels(metric_names(*runs))
     figure, grid = _figure(len(panels) + 1, *_PANEL_INCHES)
     for axes, (title, metrics) in zip(grid, panels.items(), strict=False):
         axes.set_title(title, loc="left")
-        for index, run in enumerate(runs):
+        for run, colour in zip(runs, colours, strict=True):
             for style, metric in zip(("-", "--"), metrics, strict=False):
-                _draw(axes, run, metric, _COLOURS[index % len(_COLOURS)], style)
+                _draw(axes, run, metric, colour, style)
+        if "gradient_norm" in metrics:
+            for run, colour in zip(runs, colours, strict=True):
+                _draw_norm_band(axes, run, colour, min(_BAND_OPACITY, 3 * _BAND_OPACITY / len(runs)))
         if len(metrics) > 1:
             _name_styles(axes, metrics)
-    _draw_seconds(grid[len(panels)], runs)
+    _draw_seconds(grid[len(panels)], runs, colours)
     whole = extras.load("matplotlib.ticker", extra="plot").MaxNLocator
     for axes in grid:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(whole(integer=True))
     if len(runs) > 1:
-        handles = [grid[0].plot([], [], color=_COLOURS[index % len(_COLOURS)])[0] for index in range(len(runs))]
+        handles = [grid[0].plot([], [], color=colour)[0] for colour in colours]
         figure.legend(handles, [_text(label) for label in labels], loc="outside upper center", ncols=min(4, len(runs)))
     else:
-        figure.suptitle(_text(labels[0]), fontweight="bold")
+        figure.suptitle(_text(labels[0]))
+    _find_letters(figure)
     return figure
 
 
@@ -87,11 +95,13 @@ def _draw(axes: Axes, run: RunRecord, metric: str, colour: str, style: str) -> N
     epochs = [point.epoch for point in found]
     values = [_drawable(point.value) for point in found]
     axes.plot(epochs, values, style, color=colour, marker="o" if len(found) == 1 else None)
-    if metric == "gradient_norm":
-        band = [row for row in norm_band(run) if all(abs(item) < _LARGEST for item in row)]
-        if band:
-            steps, least, greatest = zip(*band, strict=True)
-            axes.fill_between(steps, least, greatest, color=colour, alpha=0.15, linewidth=0)
+
+
+def _draw_norm_band(axes: Axes, run: RunRecord, colour: str, opacity: float) -> None:
+    band = [row for row in norm_band(run) if all(abs(item) < _LARGEST for item in row)]
+    if band:
+        epochs, least, greatest = zip(*band, strict=True)
+        axes.fill_between(epochs, least, greatest, color=colour, alpha=opacity, linewidth=0)
 
 
 def _drawable(value: float) -> float:
@@ -104,12 +114,12 @@ def _name_styles(axes: Axes, metrics: Sequence[str]) -> None:
     axes.legend(frameon=False)
 
 
-def _draw_seconds(axes: Axes, runs: Sequence[RunRecord]) -> None:
+def _draw_seconds(axes: Axes, runs: Sequence[RunRecord], colours: Sequence[str]) -> None:
     axes.set_title("seconds an epoch", loc="left")
-    for index, run in enumerate(runs):
+    for run, colour in zip(runs, colours, strict=True):
         seconds = [_drawable(value) for value in seconds_an_epoch(run)]
-        axes.plot([epoch.epoch for epoch in run.epochs], seconds, color=_COLOURS[index % len(_COLOURS)],
-                  marker="o" if len(seconds) == 1 else None)  # fmt: skip
+        epochs = [epoch.epoch for epoch in run.epochs]
+        axes.plot(epochs, seconds, color=colour, marker="o" if len(seconds) == 1 else None)
     axes.set_ylim(bottom=0)
 
 
@@ -135,6 +145,7 @@ def attention(run: RunRecord, layer: int | None = None, head: int | None = None)
         axes.grid(visible=False)
         _name_tokens(axes, labels)
     figure.colorbar(image, ax=grid, label="weight", shrink=0.8)
+    _find_letters(figure)
     return figure
 
 
@@ -162,6 +173,32 @@ def _name_tokens(axes: Axes, labels: Sequence[str]) -> None:
     upright = all(len(text) <= 2 for text in texts)
     axes.set_xticks(range(len(texts)), texts, rotation=0 if upright else 90, fontsize="small")
     axes.set_yticks(range(len(texts)), texts, fontsize="small")
+
+
+def _find_letters(figure: Figure) -> None:
+    """Where the usual font lacks letters of a text, let the first installed ones that have them draw these."""
+    manager = extras.load("matplotlib.font_manager", extra="plot")
+    texts = figure.findobj(extras.load("matplotlib.text", extra="plot").Text)
+    usual = manager.FontProperties()
+    missing = {letter for text in texts for letter in text.get_text() if letter != "\n"}
+    missing -= _drawn_by(manager, manager.findfont(usual), missing)
+    families = usual.get_family()
+    for font in manager.fontManager.ttflist if missing else []:
+        upright = font.style == "normal" and font.weight in (400, "normal", "regular")
+        if upright and not font.name.startswith("Last Resort"):  # which has a box for each
+            found = _drawn_by(manager, font.fname, missing)
+            families, missing = families + [font.name] * bool(found), missing - found
+    if families != usual.get_family():
+        for text in texts:
+            text.set_fontfamily(families)
+
+
+def _drawn_by(manager: Any, path: str, letters: set[str]) -> set[str]:
+    try:
+        font = manager.get_font(path)
+    except (OSError, RuntimeError):  # no longer there, or of a kind that Matplotlib can't draw
+        return set()
+    return {letter for letter in letters if font.get_char_index(ord(letter))}
 
 
 def to_image(figure: Figure, kind: str) -> bytes:

@@ -28,9 +28,17 @@ class RunFile:
 
 def read(path: str | os.PathLike[str]) -> RunFile:
     """Read a run's file. Raises `MetricsFileError` for what isn't one."""
-    written = _date(path)  # before it is read: what is written meanwhile is seen the next time
-    run = load_run(path)
-    return RunFile(Path(path), run, state_of(run, path), written)
+    while True:
+        written = _date(path)  # before it is read: what is written meanwhile is seen
+        run = load_run(path)
+        found = RunFile(Path(path), run, state_of(run, path), written)
+        if not _outdated(found):
+            return found
+
+
+def _outdated(item: RunFile) -> bool:
+    """Whether a run only seems to have died: it has written its end since its file was read, and is gone."""
+    return item.state.name == "died" and _date(item.path) != item.written
 
 
 def follow(paths: Sequence[Path], pause_seconds: float = 0.5) -> Iterator[dict[Path, RunFile | None]]:
@@ -54,7 +62,8 @@ def _anew(path: Path, known: RunFile | None) -> RunFile | None:
         return None
     if known is None or known.written != written:
         return read(path)
-    return replace(known, state=state_of(known.run, path))
+    found = replace(known, state=state_of(known.run, path))
+    return read(path) if _outdated(found) else found
 
 
 def _date(path: str | os.PathLike[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -63,14 +64,26 @@ def differing_hyperparameters(*runs: RunRecord) -> dict[str, list[Any]]:
 
 
 def hyperparameters(run: RunRecord) -> dict[str, Any]:
-    """Give a run's hyperparameters by dotted name, those of the model first."""
+    """Give a run's hyperparameters by dotted name, those of the model first; a key that has a dot stands in quotes.
+
+    >>> from trackmetrics.record import Metadata, Hyperparameters
+    >>> given = Hyperparameters({"class": "Net"}, {"adam": {"lr": 0.1}, "adam.lr": 0.2})
+    >>> hyperparameters(RunRecord(Metadata("t", "", None, given)))
+    {'model.class': 'Net', 'training.adam.lr': 0.1, 'training."adam.lr"': 0.2}
+    """
     given = run.metadata.hyperparameters
     return {**dict(_leaves(given.model, "model")), **dict(_leaves(given.training, "training"))}
 
 
 def _leaves(values: Mapping[str, Any], name: str) -> Iterator[tuple[str, Any]]:
     for key, item in values.items():
+        own = f"{name}.{_step(key)}"
         if isinstance(item, Mapping) and item:
-            yield from _leaves(item, f"{name}.{key}")
+            yield from _leaves(item, own)
         else:
-            yield f"{name}.{key}", item
+            yield own, item
+
+
+def _step(key: str) -> str:
+    """A key as a part of a dotted name."""
+    return json.dumps(key, ensure_ascii=False) if "." in key or '"' in key else key

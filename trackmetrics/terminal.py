@@ -24,7 +24,9 @@ from .wording import HEADINGS, duration, moment, number, trend, visible
 
 _COLOURS = {"running": "cyan", "completed": "green", "failed": "red", "died": "red", "interrupted": "yellow"}
 _TREND, _LONGEST = 12, 24  # columns of a trend, letters of a name or a logged text
+_LONGEST_LABEL = 40  # columns of what a row of a comparison is about
 _BESIDE = 7 + 14  # columns of the epoch's number and time
+_GAP = 2  # columns between two
 _FRAME = 5  # lines around the epochs of a run that is followed
 _NARROW = 2  # cells: tokens up to here stand in strips, longer ones in a table
 
@@ -151,16 +153,22 @@ def _epochs_shown(epochs: Sequence[EpochRecord], rows: int, best_ones: set[int])
 
 def _groups(epochs: Sequence[EpochRecord], names: Sequence[str], width: int) -> list[list[str]]:
     """The metrics whose columns have room beside each other; a number is never cut."""
-    groups: list[list[str]] = [[]]
-    used = _BESIDE
+    widths = []
     for name in names:
         cells = [HEADINGS.get(name, visible(name, _LONGEST)), *(_figure(recorded(epoch, name)) for epoch in epochs)]
-        needed = max(_TREND, *map(cell_len, cells)) + 2
-        if groups[-1] and used + needed > width:
-            groups.append([])
-            used = _BESIDE
-        groups[-1].append(name)
-        used += needed
+        widths.append(max(_TREND, *map(cell_len, cells)))
+    return [[names[place] for place in places] for places in _abreast(widths, width - _BESIDE)] or [[]]
+
+
+def _abreast(widths: Sequence[int], room: int) -> list[list[int]]:
+    """The places of columns, in groups that have room side by side; at least one a group."""
+    groups: list[list[int]] = []
+    for place, width in enumerate(widths):
+        taken = sum(widths[other] + _GAP for other in groups[-1]) if groups else 0
+        if groups and taken + width + _GAP <= room:
+            groups[-1].append(place)
+        else:
+            groups.append([place])
     return groups
 
 
@@ -249,30 +257,48 @@ def _predictions_table(found: Sequence[Prediction], rows: int = 30) -> Table:
     return table
 
 
-def compared_runs(found: Sequence[tuple[str, RunFile]]) -> Table:
-    """Runs side by side, each with its name: hyperparameters that differ, best and last of each metric, time."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column(min_width=16, overflow="fold")
-    for name, _ in found:
-        table.add_column(Text(visible(name), style="bold"), justify="right", overflow="fold")
-    runs = [item.run for _, item in found]
-    table.add_row("state", *(_state(item) for _, item in found))
-    table.add_row("epochs", *(str(len(run.epochs)) for run in runs))
+def compared_runs(found: Sequence[tuple[str, RunFile]], width: int) -> RenderableType:
+    """Runs side by side, each with its name: hyperparameters that differ, best and last of each metric, time.
+
+    Those that have no room beside the others stand below them.
+    """
+    rows = list(_compared([item for _, item in found]))
+    names = [Text(visible(name), style="bold") for name, _ in found]
+    labels = min(_LONGEST_LABEL, max(cell_len(label.plain) for label, _ in rows))
+    columns = zip(names, *(cells for _, cells in rows if cells), strict=True)
+    widths = [max(cell_len(cell.plain) for cell in column) for column in columns]
+    tables: list[RenderableType] = []
+    for places in _abreast(widths, width - labels - _GAP):
+        table = Table(box=None, padding=(0, _GAP, 0, 0))
+        table.add_column(min_width=labels, max_width=labels, overflow="fold")
+        for place in places:
+            table.add_column(names[place], justify="right", overflow="fold")
+        for label, cells in rows:
+            table.add_row(label, *(cells[place] for place in places if cells))
+        tables += ["", table] if tables else [table]
+    return Group(*tables)
+
+
+def _compared(found: Sequence[RunFile]) -> Iterator[tuple[Text, list[Text]]]:
+    """The rows of a comparison: what it is, and that of each run; without those a heading, or a gap."""
+    runs = [item.run for item in found]
+    gap: tuple[Text, list[Text]] = (Text(), [])
+    yield Text("state"), [_state(item) for item in found]
+    yield Text("epochs"), [Text(str(len(run.epochs))) for run in runs]
     differing = differing_hyperparameters(*runs)
     if differing:
-        table.add_row()
-        table.add_row(Text("hyperparameters that differ", style="bold"))
+        yield gap
+        yield Text("hyperparameters that differ", "bold"), []
     for name, given in differing.items():
-        table.add_row(Text(visible(name)), *(Text("-" if value is None else visible(value)) for value in given))
+        yield Text(visible(name)), [Text("-" if value is None else visible(value)) for value in given]
     for metric in metric_names(*runs):
-        table.add_row()
-        table.add_row(Text(visible(metric), style="bold"))
+        yield gap
+        yield Text(visible(metric), "bold"), []
         if better(metric) is not None:
-            table.add_row("best", *_best_marked(runs, metric))
-        table.add_row("last", *(_point(last(run, metric)) for run in runs))
-    table.add_row()
-    table.add_row(Text("time", style="bold"), *(_time(run) for run in runs))
-    return table
+            yield Text("best"), _best_marked(runs, metric)
+        yield Text("last"), [Text(_point(last(run, metric))) for run in runs]
+    yield gap
+    yield Text("time", "bold"), [Text(_time(run)) for run in runs]
 
 
 def _state(item: RunFile) -> Text:

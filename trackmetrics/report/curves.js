@@ -6,7 +6,10 @@ const PLOT_HEIGHT = 230;
 // Plotly reads some tags in a text; a name from a file is no tag.
 const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 
-const colourOf = (run) => style(`--run-${run % 8}`);
+const colourOf = (run) => style(`--run-${run}`);
+
+// Of many runs, bands that lie on each other aren't to hide what is below.
+const bandOpacity = () => Math.min(0.15, 0.45 / DATA.runs.length);
 
 function figure(value, unit) {
   return value === null ? "–" : String(value) + unit;
@@ -87,7 +90,7 @@ class Curves {
       x: [...band.epochs, ...band.epochs.toReversed()],
       y: [...band.high, ...low.toReversed()],
       fill: "toself",
-      fillcolor: `${colourOf(band.run)}26`,
+      fillcolor: colourOf(band.run) + Math.round(bandOpacity() * 255).toString(16).padStart(2, "0"),
       line: { width: 0, color: colourOf(band.run) },
       hoverinfo: "skip",
       showlegend: false,

@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 from .. import extras
+from ..palette import run_colours
 from ..run_files import RunFile, short_names
 from ..summary import differing_hyperparameters
 from ..wording import visible
@@ -20,6 +21,8 @@ from .meanings import meanings
 from .section import section
 
 _SCRIPTS = ("heatmap.js", "attention.js", "curves.js", "page.js")
+_ON_LIGHT = ("#1f6fc0", "#c7500a", "#008560", "#b23f86", "#6a51c9", "#8a6a00", "#00809a", "#5f6675")
+_ON_DARK = ("#67b1ff", "#ff9d5c", "#3ecf9e", "#f08ac6", "#b3a1ff", "#e3c34f", "#4fd0e6", "#b2b9c6")
 _NAMED = 2  # tasks in the title
 
 
@@ -52,7 +55,7 @@ def render(items: Sequence[RunFile]) -> str:
         meanings=meanings(records),
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         data=_data({"runs": names, "charts": drawn, "axes": gallery.axes, "heatmaps": gallery.heatmaps}),
-        style=_part("page.css"),
+        style=_part("page.css") + _colours(len(items)),
         plotly=plotly,
         script=script,
         policy=_policy(plotly, script),
@@ -61,6 +64,15 @@ def render(items: Sequence[RunFile]) -> str:
 
 def _title(tasks: Sequence[str]) -> str:
     return ", ".join(tasks) if len(tasks) <= _NAMED else f"{', '.join(tasks[:_NAMED])} and {len(tasks) - _NAMED} more"
+
+
+def _colours(runs: int) -> str:
+    """The runs' colours as the page's variables, on light and on dark ground."""
+    light, dark = (
+        "".join(f"--run-{place}:{colour};" for place, colour in enumerate(run_colours(chosen, runs, lightness)))
+        for chosen, lightness in ((_ON_LIGHT, 0.36), (_ON_DARK, 0.7))
+    )
+    return f":root{{{light}}}@media screen and (prefers-color-scheme:dark){{:root:not(.printing){{{dark}}}}}\n"
 
 
 def _part(name: str) -> str:
