@@ -15,7 +15,7 @@ import trackmetrics
 FLOORS = [
     ["errors"],
     ["plain", "names", "json_pointer", "whole_file", "standard_error", "wording", "extras", "extensions", "palette"],
-    ["array_types", "non_finite", "path_lock"],
+    ["array_types", "non_finite", "path_lock", "ranks"],
     ["record", "notices", "json_text"],
     ["sidecars", "live", "environment", "norm_history", "termination", "curves", "example", "run_state"],
     ["metrics_file", "places", "plots", "frames"],
@@ -25,6 +25,7 @@ FLOORS = [
     ["display"],
     ["options", "validation"],
     ["instruments"],
+    ["joint_evaluation"],
     ["assessment"],
     ["engine"],
     ["run"],
@@ -33,7 +34,7 @@ FLOORS = [
     ["cli"],
 ]
 INSTRUMENT_FLOORS = [
-    ["objects", "readback"],
+    ["objects", "readback", "figures"],
     [
         "compiling",
         "criteria",
@@ -60,7 +61,7 @@ INSTRUMENT_FLOORS = [
         "returned_attention",
     ],
     ["epoch_means", "undisturbed"],
-    ["training_metrics", "attention_capture"],
+    ["training_metrics", "attention_capture", "division"],
     ["steps", "said_values", "evaluation", "covering", "inference_attention"],
     ["own_evaluation"],
     ["training", "final_inference"],

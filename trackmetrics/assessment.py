@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -17,20 +18,22 @@ import torch
 from .array_types import single_or_double
 from .errors import ArgumentError
 from .instruments import evaluation, final_inference, hyperparameters
-from .instruments.data import UnreadableError
 from .instruments.discovery import DEV_ROLES, Found, Scope, find_data, find_model, model_in, smallest_owner, unwrapped
+from .instruments.division import Division, collective, without_replication
 from .instruments.events import heard_by
-from .instruments.gradient_norm import NormSummary
-from .instruments.pairing import PairingError
+from .instruments.figures import Figures, NormSummary, Share, add, together
 from .instruments.said_values import SaidValues
 from .instruments.training import Observation, Training
 from .instruments.undisturbed import undisturbed
+from .joint_evaluation import NotEvaluatedError, evaluate_together, reason_of
 from .notices import Notices
 from .options import Options
+from .ranks import Ranks, RanksApartError
 from .record import METRIC_KEYS, FinalInference, FinalResults
 
 _EPOCH_ARGUMENTS = ("num_epochs", "epochs", "n_epochs", "max_epochs", "num_train_epochs")
 _last_path: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
+_TRAINING_KEYS = ("train_loss", "train_accuracy", "gradient_norm")
 _WATCH = "name it with `tracker.watch(model)`"
 
 
@@ -45,6 +48,7 @@ class Assessment:
         options: Options,
         training: Training,
         notices: Notices,
+        ranks: Ranks,
         arguments: Mapping[str, Any],
         clock: Callable[[], float],
     ) -> None:
@@ -53,6 +57,7 @@ class Assessment:
         self._options = options
         self._training = training
         self._notices = notices
+        self._ranks = ranks
         self._arguments = arguments
         self._clock = clock
         self._watched: torch.nn.Module | None = None
@@ -91,32 +96,60 @@ class Assessment:
             self._look_for_data(scope)
         with self._spared("the parsed arguments"):
             self._namespaces = hyperparameters.spread(scope.parsed_arguments())
-        said, metrics = self._said(values)
-        found = {
-            "train_loss": observation.loss,
-            "train_accuracy": observation.accuracy,
-            "gradient_norm": observation.norm.mean,
-        }
-        if "dev_accuracy" not in said:
+        shares, (logged, metrics) = self._shares(values), self._said(values)
+        evaluated = None
+        if "dev_accuracy" not in logged:
             with self._spared("your own evaluation"):
-                found["dev_accuracy"] = self._evaluated_by_user(observation)
-            if found.get("dev_accuracy") is None and number % self._options.evaluate_every == 0:
-                with self._spared("dev_accuracy"):
-                    found["dev_accuracy"] = self._dev_accuracy()
-        own = {key: said[key] if key in said else found.get(key) for key in METRIC_KEYS}
+                evaluated = self._evaluated_by_user(observation)
+        offer = {
+            "figures": observation.figures.plain(),
+            "shares": shares,
+            "said": logged,
+            "evaluated": evaluated,
+            "evaluates": number % self._options.evaluate_every == 0,
+        }
+        figures, said, evaluated, evaluates = self._of_all_ranks(offer)
+        norm = figures.norms.summary() if "gradient_norm" not in figures.faults else NormSummary()
+        found = {
+            "train_loss": None if "train_loss" in figures.faults else figures.loss.mean,
+            "train_accuracy": None if "train_accuracy" in figures.faults else figures.accuracy.mean,
+            "dev_accuracy": evaluated,
+            "gradient_norm": norm.mean,
+        }
+        if "dev_accuracy" not in said and evaluated is None and evaluates:
+            with self._spared("dev_accuracy"):
+                found["dev_accuracy"] = self._dev_accuracy()
+        own = {key: said[key] if key in said else found[key] for key in METRIC_KEYS}
         with self._spared("what is missing"):
-            self._say_what_is_missing(own, said, observation)
+            self._say_what_is_missing(own, said, figures.faults, norm.steps)
         for name, fault in values.faults.items():
             self._notices.say(f"log {name}", f"{name} is null: {fault}")
-        return own, metrics, _summary(observation.norm) if observation.norm_fault is None else {}
+        return own, metrics, _summary(norm) if "gradient_norm" not in figures.faults else {}
 
     def _observed(self) -> Observation:
         try:
             return self._training.take()
         except Exception as error:
             self._training.failed("take", error)  # what it has counted would go into the next epoch
-            fault = self._training.metrics_fault
-            return Observation(None, None, NormSummary(), fault, fault, fault, None)
+            return Observation(Figures(faults=dict.fromkeys(_TRAINING_KEYS, self._training.metrics_fault or "")))
+
+    def _of_all_ranks(self, offer: dict[str, Any]) -> tuple[Figures, dict[str, Any], float | None, bool]:
+        """The training's figures, what the user said, and evaluated by themselves, and whether it is time for that."""
+        try:
+            joint = self._ranks.exchange("training", offer, _joined)
+        except RanksApartError as error:
+            self._notices.say(str(error), f"the epoch's train_loss, train_accuracy, dev_accuracy and gradient_norm are "
+                              f"null: {error}")  # fmt: skip
+            figures = Figures(faults=dict.fromkeys(_TRAINING_KEYS, ""))
+            return figures, offer["said"], None, False
+        return Figures.of(joint["figures"]), joint["said"], joint["evaluated"], joint["evaluates"]
+
+    def _shares(self, values: SaidValues) -> dict[str, Share]:
+        try:
+            return values.shares()
+        except Exception as error:
+            values.spoil(("train_loss", "train_accuracy"), error)
+            return {}
 
     def _said(self, values: SaidValues) -> tuple[dict[str, Any], dict[str, Any]]:
         try:
@@ -154,21 +187,22 @@ class Assessment:
         return found
 
     def _say_what_is_missing(
-        self, own: Mapping[str, float | None], said: Mapping[str, Any], observation: Observation
+        self, own: Mapping[str, float | None], said: Mapping[str, Any], faults: Mapping[str, str], steps: int
     ) -> None:
         nothing_trained = "no backward was seen in the epoch"
         no_accuracy = self._training.pairing is not None and not self._training.pairing.has_accuracy
-        nothing_finite = "no step has a finite norm" if observation.norm.steps else nothing_trained
+        nothing_finite = "no step has a finite norm" if steps else nothing_trained
         by_hand = (
             "no optimizer stepped, and gradients of torch.autograd.grad that the loop applies itself can't be seen"
         )
         owners = self._training.owners()
         idle = f"the optimizer of what is trained ({', '.join(owners)}) never stepped" if owners else by_hand
-        unseen = nothing_finite if observation.norm.steps else idle
+        unseen = nothing_finite if steps else idle
         reasons = {
-            "train_loss": observation.loss_fault or nothing_trained,
-            "train_accuracy": observation.accuracy_fault or ("" if no_accuracy else nothing_trained),
-            "gradient_norm": observation.norm_fault or (unseen if observation.loss is not None else nothing_finite),
+            "train_loss": nothing_trained,
+            "train_accuracy": "" if no_accuracy else nothing_trained,
+            "gradient_norm": unseen if own["train_loss"] is not None else nothing_finite,
+            **faults,
         }
         mends = {
             "train_loss": "say it with `epoch.update(loss=loss, target=target)`",
@@ -186,10 +220,13 @@ class Assessment:
         evaluations = observation.evaluations
         if evaluations is None or self._options.evaluate is not None or self._model is None or not self._dev:
             return None
+        if collective(self._model):  # the others may have evaluated nothing, and the comparison runs the model
+            return None
         began = self._clock()
         accuracy = None
         with self._spared("your own evaluation of the dev set"):
-            accuracy = evaluations.accuracy(self._model, self._dev[0].data, self._training.pairing)
+            model = without_replication(self._model)
+            accuracy = evaluations.accuracy(model, self._dev[0].data, self._training.pairing)
         self.seconds["evaluation"] += self._clock() - began
         return accuracy
 
@@ -198,52 +235,56 @@ class Assessment:
 
     def _accuracy(self, key: str, role: str, candidates: list[Found]) -> float | None:
         """The accuracy over the first of the sets that can be evaluated; None, said once, where none can."""
-        pairing = self._training.pairing
-        evaluate = self._options.evaluate
-        if evaluate is None and pairing is not None and not pairing.has_accuracy:
-            return None  # regression: there is nothing to say
-        mend = "give `evaluate=`, a function of model and data"
-        if self._model is None:
-            self._notices.say(key, f"{key} is null: {self._why_no_model()}; {_WATCH}")
-            return None
-        if evaluate is None and pairing is None:
-            self._notices.say(key, f"{key} is null: {self._training.why_unpaired}; {mend}")
-            return None
-        if not candidates and (evaluate is None or role == "train"):
-            named = "train, train_loader" if role == "train" else "dev, val_loader"
-            self._notices.say(
-                key,
-                f"{key} is null: no {role} set was found in the function's parameters, its locals or the globals "
-                f"by a name such as {named}; give `{role}=`",
-            )
-            return None
         began = self._clock()
+        pairing = self._training.pairing
         try:
-            return self._first_accuracy(key, candidates, mend)
+            accuracy, found = evaluate_together(
+                self._ranks,
+                key,
+                candidates or [Found("None", None, "")],
+                self._count,
+                obstacle=self._obstacle(role, candidates),
+                model=self._model,
+                targets=0 if pairing is None else pairing.targets,
+                called=self._options.evaluate is not None,
+            )
+        except NotEvaluatedError as error:
+            if str(error):
+                self._notices.say(key, f"{key} is null: {error}")
+            return None
         finally:
             self.seconds["evaluation"] += self._clock() - began
+        candidates[:] = [found] if candidates else []
+        return accuracy
 
-    def _first_accuracy(self, key: str, candidates: list[Found], mend: str) -> float | None:
-        faults = []
-        for found in candidates or [Found("None", None, "")]:
-            try:
-                value = self._accuracy_over(found.data)
-            except Exception as error:
-                faults.append(f"{found.name!r} can't be evaluated ({_reason(error)})")
-                continue
-            candidates[:] = [found] if candidates else []
-            return value
-        self._notices.say(key, f"{key} is null: {'; '.join(faults)}; {mend}")
+    def _obstacle(self, role: str, candidates: list[Found]) -> str | None:
+        """What keeps a set from being evaluated, with the way to mend it; empty where there is nothing to say."""
+        pairing, evaluate = self._training.pairing, self._options.evaluate
+        if evaluate is None and pairing is not None and not pairing.has_accuracy:
+            return ""  # regression
+        if self._model is None:
+            return f"{self._why_no_model()}; {_WATCH}"
+        if evaluate is None and pairing is None:
+            return f"{self._training.why_unpaired}; give `evaluate=`, a function of model and data"
+        if not candidates and (evaluate is None or role == "train"):
+            named = "train, train_loader" if role == "train" else "dev, val_loader"
+            return (
+                f"no {role} set was found in the function's parameters, its locals or the globals by a name such as "
+                f"{named}; give `{role}=`"
+            )
         return None
 
-    def _accuracy_over(self, data: Any) -> float | None:
+    def _count(self, data: Any, division: Division, targets: int) -> Share:
+        """This rank's part of an accuracy: by the training's pairing, or by the user's function."""
         assert self._model is not None
         evaluate, pairing = self._options.evaluate, self._training.pairing
         if evaluate is None:
             assert pairing is not None
-            return evaluation.accuracy(self._model, data, pairing)
+            pairing = replace(pairing, targets=targets)
+            return evaluation.right_predictions(without_replication(self._model), data, pairing, division)
         with undisturbed(self._model, data, evaluate), heard_by(None):
-            return float(evaluate(self._model, data))
+            value = float(evaluate(self._model, data))
+        return Share(value, 1.0) if division.counts else Share()
 
     def _why_no_model(self) -> str:
         if not self._training.trained():
@@ -254,6 +295,7 @@ class Assessment:
 
     def conclude(self, returned: Any, seconds: float) -> tuple[FinalResults, FinalInference | None]:
         """The final accuracies with the final weights, and the final inference."""
+        self._ranks.next_stage()
         with self._spared("the model"):
             self._model = self._final_model(returned)
         if not self._train and not self._dev:  # no epoch has looked
@@ -267,7 +309,8 @@ class Assessment:
             dev = self._dev_accuracy()
         began = self._clock()
         with self._spared("final_inference"):
-            inference = self._final_inference()
+            if self._takes_part_in_inference():
+                inference = self._final_inference()
         self.seconds["inference"] = self._clock() - began
         return FinalResults(train, dev, seconds), inference
 
@@ -294,6 +337,21 @@ class Assessment:
         reloaded = [model for model in candidates if type(unwrapped(model)) is trained_type]
         return reloaded[0] if len(reloaded) == 1 else self._model
 
+    def _takes_part_in_inference(self) -> bool:
+        """Whether this rank runs the model on the first dev example: the first one, and all if that takes all."""
+        own = [self._model is not None and bool(self._example_sources()), collective(self._model)]
+        try:
+            able, needed = self._ranks.exchange("final_inference", own, _able)
+        except RanksApartError as error:
+            able, needed = False, own[1]
+            reason = str(error)
+        else:
+            reason = "the model needs every rank, and not each has the model and the example in reach"
+        if needed and not able:
+            self._notices.say("final_inference", f"final_inference is null: {reason}")
+            return False
+        return needed or self._ranks.writes
+
     def _final_inference(self) -> FinalInference | None:
         key = "final_inference"
         if self._model is None:
@@ -309,7 +367,7 @@ class Assessment:
             try:
                 return self._infer(found) if finalize is None else self._finalized(finalize, found)
             except Exception as error:
-                faults.append(f"{found.name!r}: {_reason(error)}")
+                faults.append(f"{found.name!r}: {reason_of(error)}")
         reason = "; ".join(faults) or "no dev set was found"
         self._notices.say(
             key,
@@ -326,14 +384,18 @@ class Assessment:
         assert self._model is not None
         pairing = self._training.pairing
         if found.role == "example":
-            return final_inference.named_example(self._model, found.data, pairing)
-        return final_inference.first_example(self._model, found.data, pairing)
+            return final_inference.named_example(without_replication(self._model), found.data, pairing)
+        return final_inference.first_example(without_replication(self._model), found.data, pairing)
 
     def _infer(self, found: Found) -> FinalInference:
         assert self._model is not None
         example = self._example(found)
         inference, attention = final_inference.infer(
-            self._model, example, self._training.pairing, self._options.describe, self._options.attention
+            without_replication(self._model),
+            example,
+            self._training.pairing,
+            self._options.describe,
+            self._options.attention,
         )
         self.attention = attention.described
         if attention.fault is not None:
@@ -416,11 +478,26 @@ def _planned(arguments: Mapping[str, Any]) -> int | None:
     return next((arguments[name] for name in _EPOCH_ARGUMENTS if isinstance(arguments.get(name), int)), None)
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, (UnreadableError, PairingError)):
-        return str(error)
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+def _able(ranks: Sequence[Sequence[bool]]) -> list[bool]:
+    """Whether all ranks are able to run the model, and whether some say that it takes them all."""
+    return [all(able for able, _ in ranks), len(ranks) > 1 and any(needed for _, needed in ranks)]
+
+
+def _joined(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Put what the ranks offer of an epoch together; what a user says by name on several counts of the first."""
+    shares: dict[str, list[Share]] = {}
+    logged: dict[str, Any] = {}
+    for offer in ranks:
+        for name, share in offer["shares"].items():
+            shares.setdefault(name, []).append(share)
+        logged = {**offer["said"], **logged}
+    evaluated = [offer["evaluated"] for offer in ranks if offer["evaluated"] is not None]
+    return {
+        "figures": together([offer["figures"] for offer in ranks]),
+        "said": {**{name: add(parts).mean for name, parts in shares.items()}, **logged},
+        "evaluated": evaluated[0] if evaluated else None,
+        "evaluates": ranks[0]["evaluates"],
+    }
 
 
 def _summary(norm: NormSummary) -> dict[str, Any]:

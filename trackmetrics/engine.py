@@ -25,6 +25,7 @@ from .metrics_file import MetricsFile
 from .norm_history import NormHistory
 from .notices import Notices
 from .options import Options
+from .ranks import Ranks
 from .record import EpochRecord, Hyperparameters, Metadata, RunRecord
 from .resumption import Earlier, go_on
 from .termination import told_of_termination
@@ -58,9 +59,12 @@ class Engine:
             max_inline_mb=options.max_inline_mb,
         )
         self._options = options
-        self._notices = Notices()
+        self._ranks = Ranks(options.task)
+        self._notices = Notices(lambda: self._ranks.writes)
         self._training = Training(functools.partial(_instrument_failed, self._notices))
-        self._assessment = Assessment(options, self._training, self._notices, arguments, self.clock.monotonic)
+        self._assessment = Assessment(
+            options, self._training, self._notices, self._ranks, arguments, self.clock.monotonic
+        )
         self._progress = Progress(options.progress, self.clock.monotonic)
         self._steps_before = 0  # those of earlier epochs
         self._earlier: Earlier | None = None
@@ -72,7 +76,7 @@ class Engine:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Hold the file and listen to the training, and let go of both at the end, whatever happens."""
-        with contextlib.closing(self._progress), self.file:
+        with contextlib.closing(self._progress), self.file if self._ranks.writes else contextlib.nullcontext():
             self._take_up()
             try:
                 with told_of_termination(self.terminated), listening(self._training):
@@ -122,6 +126,8 @@ class Engine:
         """Observe the training from here on; `steps` is how many the record is to have, where it has no more."""
         with self._spared("seed"):
             self._assessment.epoch_begins()
+        with self._spared("the other ranks"):
+            self._ranks.next_stage()
         if self._progress.live:
             with self._spared("progress"):
                 self._show_epoch(steps)
@@ -130,6 +136,7 @@ class Engine:
     def epoch_abandoned(self) -> None:
         """Drop what was observed since the epoch began."""
         self._training.active = False
+        self._ranks.leave_epoch("an exception, or a fault of ours")
         self._training.take()
 
     def epoch_ends(self, values: SaidValues, frame: FrameType | None) -> None:
@@ -200,6 +207,7 @@ class Engine:
     def failed(self, error: BaseException) -> None:
         """An exception ends the run: say so in the file, if the run has an epoch; else the earlier file stays."""
         self._progress.close()
+        self._ranks.leave(type(error).__name__)
         if self._own_epochs:
             self._drop_results()
             try:
@@ -277,7 +285,8 @@ class Engine:
                 extensions = self._extensions(status)
             self.record = replace(self.record, extensions=extensions)
         try:
-            self.file.write(self.record, last=last)
+            if self._ranks.writes:
+                self.file.write(self.record, last=last)
             saved = True
         except Exception as error:
             saved = False

@@ -9,16 +9,15 @@ import socket
 from importlib import metadata
 from typing import Any
 
+from .ranks import world_size
+
 
 def describe_environment(device_name: str | None) -> dict[str, Any]:
     """Versions of what computes, the platform, the device's name, the number of data-parallel processes."""
-    import torch
-
-    parallel = torch.distributed.is_available() and torch.distributed.is_initialized()
     return {
         **_versions(),
         "device_name": device_name or platform.processor() or platform.machine(),
-        "world_size": torch.distributed.get_world_size() if parallel else 1,
+        "world_size": world_size(),
     }
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import warnings
+from collections.abc import Callable
 
 from .errors import TrackmetricsWarning
 from .standard_error import takes_a_line
@@ -16,9 +17,13 @@ _LONGEST = 1000  # characters: with the line that it is about, what a pipe with 
 
 
 class Notices:
-    """Warns of each thing once, and keeps the messages for the file; never raises, warnings made errors included."""
+    """Warns of each thing once, and keeps the messages for the file; never raises, warnings made errors included.
 
-    def __init__(self) -> None:
+    Where `warns` says no they are only kept.
+    """
+
+    def __init__(self, warns: Callable[[], bool] = lambda: True) -> None:
+        self._warns = warns
         self._said: dict[str, str] = {}
 
     @property
@@ -34,7 +39,7 @@ class Notices:
         self._said[about] = message
         # Where warnings are errors, or can't be shown, the message stands in the file and the training goes on.
         with contextlib.suppress(Exception):
-            if sys.stderr is not None and not takes_a_line(sys.stderr):
+            if not self._warns() or (sys.stderr is not None and not takes_a_line(sys.stderr)):
                 return
             warnings.warn(TrackmetricsWarning(message), stacklevel=_users_level())
 

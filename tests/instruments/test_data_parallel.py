@@ -60,7 +60,7 @@ WORKER = textwrap.dedent(
     found = {}
     for parallel in (replicated, sharded):
         model = parallel(build())
-        with Tracker(f"{parallel.__name__}{rank}", final_train_accuracy=False) as run, run.epoch():
+        with Tracker(parallel.__name__, final_train_accuracy=False) as run, run.epoch():
             train(model, slice(3 * rank, 3 * rank + 3))
         found[parallel.__name__] = run.record.extensions["gradient_norm"]["epochs"][0]
         found[parallel.__name__]["mean"] = run.record.epochs[0].gradient_norm

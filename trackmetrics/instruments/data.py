@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -50,10 +51,11 @@ class LoaderSource:
     loader: DataLoader[Any]
     indices: Sequence[Any] | None
 
-    def batches(self) -> Iterator[Any]:
+    def batches(self, rank: int = 0, ranks: int = 1) -> Iterator[Any]:
         """Every example once, in order, in batches of the loader's size; by its own number of workers.
 
-        A loader of its own is built for that, so the user's draws nothing and its workers go on undisturbed.
+        Of several `ranks` each has every so many of the batches, from its own `rank` on. A loader of its own is built
+        for that, so the user's draws nothing and its workers go on undisturbed.
         """
         own = self.loader
         settings: dict[str, Any] = {
@@ -62,7 +64,7 @@ class LoaderSource:
             "generator": torch.Generator().manual_seed(0),
         }
         if self.indices is None:  # in this process: workers would each read all of it, or each a part of their own
-            return iter(DataLoader(_Bounded(own.dataset), **settings))
+            return itertools.islice(DataLoader(_Bounded(own.dataset), **settings), rank, None, ranks)
         if own.num_workers:
             settings |= {
                 "num_workers": own.num_workers,
@@ -72,10 +74,18 @@ class LoaderSource:
             }
         if self._in_bulk:
             size = cast(BatchSampler, own.sampler).batch_size
-            settings["sampler"] = [list(self.indices[at : at + size]) for at in range(0, len(self.indices), size)]
+            starts = range(rank * size, len(self.indices), ranks * size)
+            settings["sampler"] = [list(self.indices[at : at + size]) for at in starts]
         else:
-            settings["sampler"] = self.indices
+            settings["sampler"] = _every(self.indices, self.batch_size or 1, rank, ranks)
         return iter(DataLoader(own.dataset, **settings))
+
+    @property
+    def number_of_batches(self) -> int:
+        """How many batches there are, where the examples' indices are known."""
+        assert self.indices is not None
+        size = cast(BatchSampler, self.loader.sampler).batch_size if self._in_bulk else self.batch_size or 1
+        return math.ceil(len(self.indices) / size)
 
     @property
     def batched(self) -> bool:
@@ -132,6 +142,19 @@ class ExamplesSource:
         """The first example."""
         return next(iter(self))
 
+    @property
+    def indexed(self) -> bool:
+        """Whether each example can be asked for by itself."""
+        return not isinstance(self.examples, IterableDataset)
+
+    def groups(self, size: int, rank: int = 0, ranks: int = 1) -> Iterator[list[Any]]:
+        """The examples in groups of `size`; of several `ranks` each has every so many of the groups."""
+        if self.indexed:
+            own = _every(range(len(self.examples)), size, rank, ranks)
+            yield from _grouped((self.examples[index] for index in own), size)
+        else:
+            yield from itertools.islice(_grouped(iter(self), size), rank, None, ranks)
+
 
 @dataclass(frozen=True)
 class BatchesSource:
@@ -140,9 +163,9 @@ class BatchesSource:
     loader: Any
     batched = True
 
-    def batches(self) -> Iterator[Any]:
-        """Its batches, once, no more of them than it says it has."""
-        return itertools.islice(iter(self.loader), len(self.loader))
+    def batches(self, rank: int = 0, ranks: int = 1) -> Iterator[Any]:
+        """Its batches, once, no more of them than it says it has; of several `ranks` each has every so many."""
+        return itertools.islice(iter(self.loader), rank, len(self.loader), ranks)
 
     def first(self) -> tuple[Any, Any]:
         """The first example, cut from the first batch; such a loader has no single examples."""
@@ -153,6 +176,19 @@ class BatchesSource:
 
 
 Source = LoaderSource | ExamplesSource | BatchesSource
+
+
+def _every(indices: Sequence[Any], size: int, rank: int, ranks: int) -> Sequence[Any]:
+    """Of groups of `size` neighbours every `ranks`-th, from the `rank`-th on."""
+    if ranks == 1:
+        return indices
+    starts = range(rank * size, len(indices), ranks * size)
+    return [index for start in starts for index in indices[start : start + size]]
+
+
+def _grouped(examples: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    while group := list(itertools.islice(examples, size)):
+        yield group
 
 
 def open_source(data: Any) -> Source:

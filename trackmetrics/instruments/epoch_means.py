@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from .criteria import Call
+from .figures import Share
 from .tally import Tally, likeness, numbers, tally
 
 _FOLD = 256  # figures that wait as separate tensors before they become one sum
@@ -21,7 +22,7 @@ class DeviceMean:
     >>> mean = DeviceMean()
     >>> mean.add(torch.tensor(1.0), 1); mean.add(torch.tensor(4.0), 2)
     >>> mean.take()
-    3.0
+    Share(total=9.0, weight=3.0)
     """
 
     def __init__(self) -> None:
@@ -79,13 +80,13 @@ class DeviceMean:
         weight = _joined(self._weights, total.device).sum() if self._weights else 0
         return total / (weight + self._whole_weight)
 
-    def take(self) -> float | None:
-        """Fetch the mean, and begin anew; None where nothing was counted."""
+    def take(self) -> Share:
+        """Fetch what was counted, and begin anew."""
         self._fold()
         weight = self._whole_weight + sum(map(float, _summed(self._weights)))
         total = sum(map(float, _summed(self._sums)))
         self.__init__()  # type: ignore[misc]
-        return total / weight if weight else None
+        return Share(float(total), float(weight))
 
 
 def _summed(parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -103,10 +104,10 @@ def _wide(values: torch.Tensor) -> torch.Tensor:
 
 
 class Means(NamedTuple):
-    """An epoch's figures; None where nothing was counted. `soft` says that some targets counted were no classes."""
+    """An epoch's figures. `soft` says that some targets counted were no classes."""
 
-    loss: float | None
-    accuracy: float | None
+    loss: Share
+    accuracy: Share
     soft: bool
 
 

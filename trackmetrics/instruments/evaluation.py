@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -23,8 +24,10 @@ from .data import (
     to_device,
 )
 from .discovery import unwrapped
+from .division import WHOLE, Division
 from .epoch_means import DeviceMean
 from .events import Listener, heard_by
+from .figures import Share
 from .pairing import Pairing, PairingError
 from .tally import tally
 from .undisturbed import undisturbed
@@ -32,25 +35,29 @@ from .undisturbed import undisturbed
 _FEW = 16  # so many examples show whether their lengths differ
 
 
-def accuracy(model: torch.nn.Module, data: Any, pairing: Pairing) -> float:
-    """Give the share of the set's targets that the model predicts right, in `eval()` under `no_grad`.
+def right_predictions(model: torch.nn.Module, data: Any, pairing: Pairing, division: Division = WHOLE) -> Share:
+    """Count the set's targets, and those that the model predicts right, in `eval()` under `no_grad`.
 
-    Raises `UnreadableError` or `PairingError` with the reason where the set can't be read or paired; whatever the
-    model raises comes through. The training is left undisturbed.
+    Of several ranks each counts its part. Raises `UnreadableError` or `PairingError` with the reason where the set
+    can't be read or paired; whatever the model raises comes through. The training is left undisturbed.
     """
     pairing.check_inputs(model)
     with undisturbed(model, data):
-        share = _accuracy(model, open_source(data), pairing)
-    if share is None:
-        raise UnreadableError("it has no target that counts")
-    return share
+        share = _count(model, open_source(data), pairing, division)
+    return share if division.counts else Share()
 
 
-def _accuracy(model: torch.nn.Module, source: Source, pairing: Pairing) -> float | None:
+def _count(model: torch.nn.Module, source: Source, pairing: Pairing, division: Division) -> Share:
     mean = DeviceMean()
-    for parts in _batches(model, source, pairing):
+    size = _group_size(model, source, pairing) if isinstance(source, ExamplesSource) else None
+    runs = 0
+    for parts in _batches(source, size, division):
         right, counted = judge(model, parts, pairing)
         mean.add_sum(right, counted)
+        runs += 1
+    batches = math.ceil(division.most / (size or 1))
+    for _ in range(runs, math.ceil(batches / division.ranks)):  # the other ranks need this one once more
+        judge(model, next(_batches(source, size, WHOLE)), pairing)
     return mean.take()
 
 
@@ -145,30 +152,34 @@ def main_output(output: Any) -> torch.Tensor:
     raise PairingError(f"the model returned a {type(output).__name__}, in which no predictions are known")
 
 
-def _batches(model: torch.nn.Module, source: Source, pairing: Pairing) -> Iterator[Parts]:
-    if not isinstance(source, ExamplesSource):
-        yield from (take_apart(batch) for batch in source.batches())
-        return
+def _group_size(model: torch.nn.Module, source: ExamplesSource, pairing: Pairing) -> int | None:
+    """How many examples make a batch as those of the training; None where the model takes them one by one."""
     first = source.first()
     if not needs_batch_dimension(model, first, pairing, source):
-        yield from (take_apart(example) for example in source)
+        return None
+    return max(1, pairing.targets // max(1, _target_of(first).numel()))
+
+
+def _batches(source: Source, size: int | None, division: Division) -> Iterator[Parts]:
+    """What the model is run on, one after the other; single examples in batches of `size`."""
+    own = division.rank, division.ranks
+    if not isinstance(source, ExamplesSource):
+        yield from (take_apart(batch) for batch in source.batches(*own))
         return
-    size = max(1, pairing.targets // max(1, _target_of(first).numel()))
-    waiting: list[Any] = []
-    for example in source:
-        waiting.append(example)
-        if len(waiting) == size:
-            yield from _collated(waiting)
-            waiting = []
-    if waiting:
-        yield from _collated(waiting)
+    for group in source.groups(size or 1, *own):
+        if size is None:
+            yield take_apart(group[0])
+        else:
+            yield from _collated(group, in_step=division.most > 0)
 
 
-def _collated(examples: list[Any]) -> Iterator[Parts]:
-    """One batch where the examples have one shape, else each alone."""
+def _collated(examples: list[Any], in_step: bool) -> Iterator[Parts]:
+    """One batch where the examples have one shape, else each alone; then ranks that go in step can't go on."""
     try:
         yield collate(examples)
     except (RuntimeError, TypeError, ValueError):
+        if in_step:
+            raise UnreadableError("its examples have several shapes, so the ranks can't go in step") from None
         yield from (collate([example]) for example in examples)
 
 

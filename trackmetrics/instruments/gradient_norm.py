@@ -11,12 +11,12 @@ training recurrent neural networks" (2013), which `torch.nn.utils.clip_grad_norm
 from __future__ import annotations
 
 import operator
-import statistics
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
+from .figures import SKIPPED, Norms
 from .gradients import GradientReader, Gradients, global_norm, widest
 from .trained_parameters import parameters_of
 
@@ -29,20 +29,6 @@ _FOLD = 64  # steps whose norms wait to be summed together
 _LARGE = 2**12  # numbers from which on a step's are summed at once
 _GRAD = operator.attrgetter("grad")
 _NONE = id(None)
-_SKIPPED = -1.0  # stands for a step that a fused optimizer skipped by itself; a norm is never negative
-
-
-@dataclass(frozen=True)
-class NormSummary:
-    """An epoch's gradient norms: `mean`, `min`, `median`, `max` over the finite steps, None where there is none."""
-
-    mean: float | None = None
-    min: float | None = None
-    median: float | None = None
-    max: float | None = None
-    steps: int = 0
-    skipped_steps: int = 0
-    non_finite_steps: int = 0
 
 
 @dataclass(slots=True)
@@ -59,16 +45,22 @@ class _Step:
     late: set[int] = field(default_factory=set)
     used_inside: set[int] = field(default_factory=set)
     others: list[torch.Tensor] = field(default_factory=list)
+    other_shards: list[torch.Tensor] = field(default_factory=list)
     skipped: set[int] = field(default_factory=set)
     found_inf: torch.Tensor | None = None
 
     @property
-    def norms(self) -> list[torch.Tensor]:
-        """What the norm of the applied gradient is the root of squares of."""
-        read = []
-        if self.read is not None and (self.whole or self.applied):
-            read = self.read.norms(None if self.whole else self.applied)
-        return read + self.others
+    def norms(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """What the norm of the applied gradient is the root of squares of; apart, this process's shards of it."""
+        if self.read is None or not (self.whole or self.applied):
+            return self.others, self.other_shards
+        keys = None if self.whole else self.applied
+        return self.read.norms(keys) + self.others, self.read.shards(keys) + self.other_shards
+
+    def add(self, read: Gradients) -> None:
+        """Count what was read by itself."""
+        self.others += read.norms()
+        self.other_shards += read.shards()
 
 
 class GradientNorm:
@@ -84,6 +76,7 @@ class GradientNorm:
         self._step = _Step()
         self._waiting: list[torch.Tensor] = []
         self._totals: list[torch.Tensor] = []
+        self._sharded: list[torch.Tensor] = []
         self._skipped = 0
         self.measured_at_step = False
 
@@ -109,7 +102,7 @@ class GradientNorm:
     def measure_inside(self, optimizer: torch.optim.Optimizer, scale: torch.Tensor | None = None) -> None:
         """Read the gradients that `optimizer` is about to use while the backward goes on."""
         self._step.used_inside.update(map(id, parameters_of(optimizer)))
-        self._step.others += GradientReader().read(parameters_of(optimizer), scale).norms()
+        self._step.add(GradientReader().read(parameters_of(optimizer), scale))
 
     def include(self, optimizer: torch.optim.Optimizer) -> None:
         """Count the gradients of `optimizer`'s parameters into the step, each parameter once.
@@ -136,8 +129,7 @@ class GradientNorm:
             self.measured_at_step = True
             self._step.late |= keys
             parameters = [parameter for parameter in parameters_of(optimizer) if id(parameter) in keys]
-            read = GradientReader().read(parameters, getattr(optimizer, "grad_scale", None))
-            self._step.others += read.norms()
+            self._step.add(GradientReader().read(parameters, getattr(optimizer, "grad_scale", None)))
 
     def include_all(self) -> None:
         """Count every gradient that was read into the step: a training without an optimizer."""
@@ -151,7 +143,7 @@ class GradientNorm:
     def included(self) -> bool:
         """Whether the step in the making has a gradient that was applied."""
         step = self._step
-        return step.whole or bool(step.applied or step.others)
+        return step.whole or bool(step.applied or step.others or step.other_shards)
 
     def complete(self) -> bool:
         """Whether all that was read for the step is accounted for, so that no further optimizer is due."""
@@ -161,24 +153,34 @@ class GradientNorm:
     def end_step(self) -> bool:
         """Close the step; say whether it was one: it applied a gradient."""
         step, self._step = self._step, _Step()
-        norms = step.norms
-        if not norms:
+        norms, shards = step.norms
+        if not norms and not shards:
             self._skipped += bool(step.skipped)
             return False
-        if len(norms) == 1 and step.found_inf is None and norms[0].ndim == 1 and norms[0].numel() < _LARGE:
+        if shards:
+            self._end_sharded(norms, shards, step.found_inf)
+        elif len(norms) == 1 and step.found_inf is None and norms[0].ndim == 1 and norms[0].numel() < _LARGE:
             self._waiting.append(norms[0])
         else:
             total = global_norm(norms)
-            if step.found_inf is not None:
-                total = torch.where(step.found_inf.to(total.device) > 0, torch.full_like(total, _SKIPPED), total)
-            self._totals.append(total.reshape(1))
+            self._totals.append(_unless_skipped(total, step.found_inf).reshape(1))
         if len(self._waiting) + len(self._totals) >= _FOLD:
             self._fold()
         return True
 
+    def _end_sharded(
+        self, norms: list[torch.Tensor], shards: list[torch.Tensor], found_inf: torch.Tensor | None
+    ) -> None:
+        """Keep the norms of what is whole and of the shards apart: other processes have the rest of these."""
+        own = global_norm(shards)
+        whole = _unless_skipped(global_norm(norms).to(own) if norms else torch.zeros_like(own), found_inf)
+        self._sharded.append(torch.stack([whole, own]).reshape(1, 2))
+        if len(self._sharded) >= _FOLD:
+            self._sharded = [torch.cat(self._sharded)]
+
     def forget_steps(self) -> None:
         """Take back the epoch's steps, but for those that were skipped."""
-        self._waiting, self._totals = [], []
+        self._waiting, self._totals, self._sharded = [], [], []
 
     def _fold(self) -> None:
         """Make the norms of the steps that wait, and one tensor of all norms so far."""
@@ -202,32 +204,33 @@ class GradientNorm:
 
         None where there is no step, or where norms are shards, which other processes add up too.
         """
-        if not all(type(norms) is torch.Tensor for norms in self._waiting + self._totals):
+        if self._sharded or not all(type(norms) is torch.Tensor for norms in self._waiting + self._totals):
             return None
         totals = self._folded()
         if not totals:
             return None
-        finite = (totals[0] < float("inf")) & (totals[0] != _SKIPPED)
+        finite = (totals[0] < float("inf")) & (totals[0] != SKIPPED)
         return torch.where(finite, totals[0], 0).sum() / finite.sum()
 
-    def take(self) -> NormSummary:
+    def take(self) -> Norms:
         """Fetch the epoch's norms from the device, once, and begin a new epoch."""
         self._fold()
         totals, self._totals = self._totals, []
+        sharded, self._sharded = self._sharded, []
         skipped, self._skipped = self._skipped, 0
-        norms = totals[0].tolist() if totals else []
-        taken = [norm for norm in norms if norm != _SKIPPED]
-        finite = [norm for norm in taken if norm < float("inf")]  # NaN isn't
-        return NormSummary(
-            mean=statistics.fmean(finite) if finite else None,
-            min=min(finite, default=None),
-            median=statistics.median(finite) if finite else None,
-            max=max(finite, default=None),
-            steps=len(taken),
-            skipped_steps=skipped + len(norms) - len(taken),
-            non_finite_steps=len(taken) - len(finite),
+        return Norms(
+            totals[0].tolist() if totals else [],
+            [(norm, shards) for norm, shards in torch.cat(sharded).tolist()] if sharded else [],
+            skipped,
         )
 
     def release(self) -> None:
         """Drop every reference."""
         self.__init__()  # type: ignore[misc]
+
+
+def _unless_skipped(norm: torch.Tensor, found_inf: torch.Tensor | None) -> torch.Tensor:
+    """The norm; where a fused optimizer found it infinite and skipped the step, what stands for that."""
+    if found_inf is None:
+        return norm
+    return torch.where(found_inf.to(norm.device) > 0, torch.full_like(norm, SKIPPED), norm)

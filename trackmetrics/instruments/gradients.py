@@ -2,15 +2,19 @@
 
 Small gradients are copied side by side, so that one reduction takes them all; large ones are reduced where they are.
 Of both the norms of their rows are kept; the global norm is the root of the sum of the squares of all of these.
+Of a gradient that is sharded over processes this process's shard is read, and its part kept by itself.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
+
+from ..ranks import world_size
 
 _SMALL = 2**14  # elements up to which copying a gradient costs less than a reduction of its own
 _TINY = 2**10  # the same, where there are so many that their copy outgrows a processor's cache
@@ -23,6 +27,7 @@ _GRAD = operator.attrgetter("grad")
 _REQUIRES = operator.attrgetter("requires_grad")
 _DTYPE = operator.attrgetter("dtype")
 _Kind = tuple[torch.dtype, torch.device]
+_Group_of = tuple[torch.dtype, torch.device, float | None]
 
 
 class GradientReader:
@@ -58,10 +63,43 @@ class GradientReader:
         return self._plan.read(grads, scale)
 
 
+class _Shards:
+    """Which of some gradients are shards, and by which factor each one's norm is a part of what all ranks have.
+
+    Where several ranks hold the same shard each counts for its part.
+    """
+
+    def __init__(self, grads: Sequence[torch.Tensor]) -> None:
+        self.factors = [_factor(grad) for grad in grads]
+        self.indices = [index for index, factor in enumerate(self.factors) if factor is not None]
+
+    def local(self, grads: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The gradients, this process's own part of each."""
+        if not self.indices:
+            return grads
+        grads = list(grads)
+        for index in self.indices:
+            holder: Any = grads[index]
+            grads[index] = holder.to_local()
+        return grads
+
+
+def _factor(grad: Any) -> float | None:
+    """None for a gradient that is whole, or has to be added up over its mesh first."""
+    placements = getattr(grad, "placements", ())
+    if not placements or any(placement.is_partial() for placement in placements):
+        return None
+    sizes = (grad.device_mesh.size(index) for index, place in enumerate(placements) if not place.is_replicate())
+    return math.sqrt(math.prod(sizes) / world_size())
+
+
 class _Plan:
     """How the gradients of `keys` are read: in groups, reduced by one call, or each by itself."""
 
     def __init__(self, keys: list[int], grads: list[torch.Tensor]) -> None:
+        self._kinds = _kinds_of(grads)
+        self._shards = _Shards(grads)
+        grads, factors = self._shards.local(grads), self._shards.factors
         plain = [index for index, grad in enumerate(grads) if _is_plain(grad)]
         small = [index for index in plain if grads[index].numel() <= _SMALL]
         if sum(grads[index].numel() for index in small) > _CACHE:
@@ -72,14 +110,15 @@ class _Plan:
         reduced = [index for index in plain if index in large and grads[index].device.type != "cpu"]
         self.keys = keys
         self.key_set = frozenset(keys)
-        self.groups = [_Group(*group, keys, grads) for group in _alike(small, in_rows, grads)]
-        self.reduced = [(group, [keys[index] for index in group]) for group, _ in _alike(reduced, [], grads)]
+        self.groups = [_Group(*group, keys, grads, factors) for group in _alike(small, in_rows, grads, factors)]
+        self.reduced = [(group, [keys[index] for index in group]) for group, _ in _alike(reduced, [], grads, factors)]
         self.single = sorted(set(range(len(grads))).difference(small, in_rows, reduced))
-        self._kinds = _kinds_of(grads)
+        self.factors = {key: factor for key, factor in zip(keys, factors) if factor is not None}
 
     def read(self, grads: list[torch.Tensor], scale: torch.Tensor | None) -> Gradients:
         if _kinds_of(grads) != self._kinds:
             raise TypeError("gradients of another type or size, or with a graph of their own")
+        grads = self._shards.local(grads)
         for group in self.groups:
             group.read(grads)
         norms: dict[int, torch.Tensor] = {}
@@ -97,12 +136,15 @@ def _kinds_of(grads: list[torch.Tensor]) -> Any:
     return device, True in map(_REQUIRES, grads), list(map(_DTYPE, grads)), list(map(torch.Tensor.numel, grads))
 
 
-def _alike(small: list[int], large: list[int], grads: list[torch.Tensor]) -> list[tuple[list[int], list[int]]]:
-    """Those of one type on one device, each."""
-    alike: dict[_Kind, tuple[list[int], list[int]]] = {}
+def _alike(
+    small: list[int], large: list[int], grads: list[torch.Tensor], factors: list[float | None]
+) -> list[tuple[list[int], list[int]]]:
+    """Those of one type on one device, each; shards by themselves."""
+    alike: dict[_Group_of, tuple[list[int], list[int]]] = {}
     for which, indices in enumerate((small, large)):
         for index in indices:
-            alike.setdefault((grads[index].dtype, grads[index].device), ([], []))[which].append(index)
+            kind = (grads[index].dtype, grads[index].device, factors[index])
+            alike.setdefault(kind, ([], []))[which].append(index)
     return list(alike.values())
 
 
@@ -122,7 +164,15 @@ class _Group:
     from the operating system page by page.
     """
 
-    def __init__(self, small: list[int], large: list[int], keys: list[int], grads: list[torch.Tensor]) -> None:
+    def __init__(
+        self,
+        small: list[int],
+        large: list[int],
+        keys: list[int],
+        grads: list[torch.Tensor],
+        factors: list[float | None],
+    ) -> None:
+        self.factor = factors[(small or large)[0]]
         own = [grads[index] for index in small]
         kind = grads[(small or large)[0]]
         dtype, device = kind.dtype, kind.device
@@ -177,13 +227,31 @@ class Gradients:
         self._scale = scale
 
     def norms(self, keys: Collection[int] | None = None) -> list[torch.Tensor]:
-        """Tensors of norms whose squares sum to that of the gradient of `keys`; of all of it without `keys`."""
+        """Tensors of norms whose squares sum to that of the gradient of `keys`; of all of it without `keys`.
+
+        What is sharded isn't among it.
+        """
         norms: list[torch.Tensor] = []
         for group in self._plan.groups:
-            norms += group.norms(keys)
+            if group.factor is None:
+                norms += group.norms(keys)
         for key, norm in self._norms.items():
-            if keys is None or key in keys:
+            if key not in self._plan.factors and (keys is None or key in keys):
                 norms.append(norm)
+        return norms if self._scale is None else [norm / self._scale.to(norm.device) for norm in norms]
+
+    def shards(self, keys: Collection[int] | None = None) -> list[torch.Tensor]:
+        """The same of what is sharded: the squares of all processes sum to that of the gradient."""
+        factors = self._plan.factors
+        if not factors:
+            return []
+        norms = []
+        for group in self._plan.groups:
+            if group.factor is not None:
+                norms += [norm * group.factor for norm in group.norms(keys)]
+        for key, norm in self._norms.items():
+            if key in factors and (keys is None or key in keys):
+                norms.append(norm * factors[key])
         return norms if self._scale is None else [norm / self._scale.to(norm.device) for norm in norms]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import operator
+import sys
 import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -47,6 +48,14 @@ def restoring_state(model: torch.nn.Module) -> Iterator[Callable[[], object]]:
             yield functools.partial(_refill, thing, dict(thing) if isinstance(thing, dict) else list(thing))
         elif not isinstance(thing, tuple):
             yield from _restoring_attributes(thing)
+
+
+def shard_again(model: torch.nn.Module) -> None:
+    """Have a model whose parameters FSDP has gathered hold its shards again, as between two training steps."""
+    kind: Any = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+    for module in model.modules() if kind is not None else ():
+        if isinstance(module, kind):
+            module.reshard()
 
 
 def _things(model: torch.nn.Module) -> Iterator[Any]:

@@ -11,6 +11,7 @@ from ..errors import ArgumentError, shown
 from ..plain import MAX_DEPTH, NotPlainError, is_number, to_plain
 from ..record import METRIC_KEYS, RESERVED_EPOCH_KEYS
 from .epoch_means import DeviceMean
+from .figures import Share
 
 _IGNORED = -100  # the target that torch's criteria ignore by default
 
@@ -81,13 +82,15 @@ class SaidValues:
             "give class indices of the output's shape without its classes"
         )
 
+    def shares(self) -> dict[str, Share]:
+        """Fetch the means of what was said batch by batch, once."""
+        means = {"train_loss": self._loss, "train_accuracy": self._accuracy}
+        self._loss = self._accuracy = None
+        return {name: mean.take() for name, mean in means.items() if mean is not None}
+
     def take(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Fetch what was said: the record's own values, and those under other names."""
-        said: dict[str, Any] = {}
-        if self._loss is not None:
-            said["train_loss"] = self._loss.take()
-        if self._accuracy is not None:
-            said["train_accuracy"] = self._accuracy.take()
+        said: dict[str, Any] = {name: share.mean for name, share in self.shares().items()}
         for name, fault in self._refused.items():
             if name not in self._logged:
                 said[name], self.faults[name] = None, fault

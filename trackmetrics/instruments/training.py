@@ -13,7 +13,8 @@ import torch
 from . import events
 from .batch_check import BatchCheck
 from .criteria import Call, Criterion
-from .gradient_norm import GradientNorm, NormSummary
+from .figures import Figures, Norms, Share
+from .gradient_norm import GradientNorm
 from .guard import Guard
 from .hyperparameters import ConstructorArguments, OptimizerSettings, one_or_list, scheduler_settings
 from .own_evaluation import Evaluations, OwnEvaluation
@@ -26,18 +27,10 @@ from .training_metrics import TrainingMetrics
 
 @dataclass(frozen=True)
 class Observation:
-    """What one epoch showed; a fault says why a value is missing.
+    """What one epoch showed in this process; `evaluations` is what the user evaluated after the last step."""
 
-    `evaluations` is what the user evaluated after the last step.
-    """
-
-    loss: float | None
-    accuracy: float | None
-    norm: NormSummary
-    loss_fault: str | None
-    accuracy_fault: str | None
-    norm_fault: str | None
-    evaluations: Evaluations | None
+    figures: Figures
+    evaluations: Evaluations | None = None
 
 
 def _said_with_the_values(name: str, error: Exception) -> None:
@@ -169,17 +162,18 @@ class Training(events.Listener):
         """Close the last step, fetch the epoch's figures from the device, and begin a new epoch."""
         self._readback.forget()
         self._spare_steps(self._steps.end_epoch)
-        loss, accuracy = self._spare_metrics(self._metrics.take, otherwise=(None, None))
-        norm = self._spare_norm(self._norm.take, otherwise=NormSummary())
-        faults = self._metrics.loss_fault, self._metrics.accuracy_fault
+        loss, accuracy = self._spare_metrics(self._metrics.take, otherwise=(Share(), Share()))
+        norms = self._spare_norm(self._norm.take, otherwise=Norms())
+        loss_fault, accuracy_fault = self._metrics.loss_fault, self._metrics.accuracy_fault
         self._metrics.loss_fault = self._metrics.accuracy_fault = None
         norm_fault = self._spare_norm.fault or self._spare_steps.fault
         if self.metrics_fault is not None:  # what was counted before is a part of the epoch
-            loss, accuracy, faults = None, None, (self.metrics_fault, self.metrics_fault)
+            loss_fault = accuracy_fault = self.metrics_fault
         elif norm_fault is not None and not self.optimizers():  # then it would have told one step from the next
-            loss, faults = None, (norm_fault, faults[1])
-        norm = norm if norm_fault is None else NormSummary()
-        return Observation(loss, accuracy, norm, *faults, norm_fault, self._spare_own(self._own.take))
+            loss_fault = norm_fault
+        faults = {"train_loss": loss_fault, "train_accuracy": accuracy_fault, "gradient_norm": norm_fault}
+        figures = Figures(loss, accuracy, norms, {key: fault for key, fault in faults.items() if fault is not None})
+        return Observation(figures, self._spare_own(self._own.take))
 
     @property
     def metrics_fault(self) -> str | None:

@@ -15,6 +15,7 @@ import torch
 
 from .criteria import Call, Criterion, Made
 from .epoch_means import EpochMeans, settle
+from .figures import Share
 from .pairing import Pairing
 from .reaching import ReachHooks, can_be_reached
 from .tally import Tally, wide
@@ -282,7 +283,7 @@ class TrainingMetrics:
         """The epoch's loss up to its last whole step, on its device; None where there is none yet, or none at all."""
         return None if self.loss_fault else self._means.loss_so_far()
 
-    def take(self) -> tuple[float | None, float | None]:
+    def take(self) -> tuple[Share, Share]:
         """Fetch the epoch's loss and accuracy from the device, once, and begin a new epoch."""
         self._follow_latest()
         if self._any_backward:  # then `torch.autograd.grad` after the last step was no training
@@ -293,7 +294,7 @@ class TrainingMetrics:
         means = self._means.take()
         if means.soft:
             self.accuracy_fault = "the targets are probabilities, not classes"
-        return (None if self.loss_fault else means.loss), (None if self.accuracy_fault else means.accuracy)
+        return means.loss, means.accuracy
 
     def release(self) -> None:
         """Remove every hook and drop every reference."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .model_state import restoring_state
+from .model_state import restoring_state, shard_again
 from .random_streams import restoring_streams
 
 
@@ -25,8 +25,10 @@ def undisturbed(model: torch.nn.Module | None, *used: Any) -> Iterator[None]:
         for restore in restoring_streams((model, *used)):
             stack.callback(restore)
         if model is not None:
+            shard_again(model)
             for restore in restoring_state(model):
                 stack.callback(restore)
+            stack.callback(shard_again, model)  # else FSDP would go on with what is put back for what it gathered
             with contextlib.suppress(NotImplementedError):  # an exported one is for ever in the mode of its export
                 model.eval()
         stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())

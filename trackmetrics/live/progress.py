@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, Protocol, TextIO
 
+from ..ranks import rank
 from ..record import EpochRecord, RunRecord
 from ..standard_error import takes_a_line
 from ..wording import printable
@@ -120,18 +121,10 @@ class Progress:
         if self._view is None:
             return
         with contextlib.suppress(Exception):
-            if _follows():
+            if rank() != 0:
                 self.close()  # for good: the processes may part before the run ends
             else:
                 show(self._view)
-
-
-def _follows() -> bool:
-    """Whether this process is one of several that train together, and not their first."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        return bool(distributed.get_rank() != 0)
-    return os.environ.get("RANK", "0") != "0"
 
 
 def _view(progress: Literal["auto"] | bool, stream: TextIO | None) -> View | None:

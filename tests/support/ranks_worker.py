@@ -1,0 +1,148 @@
+"""A training that several processes share, or one does alone: one rank of it. Run by torchrun, or by itself."""
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from trackmetrics import tracked_training, tracker
+
+BATCH, STEPS, EPOCHS = 8, 3, 2
+
+
+class Attends(nn.Module):
+    """A small transformer that tells each token's class."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(7, 8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, tokens):
+        return self.out(self.layer(self.embed(tokens)))
+
+
+def examples(count, seed):
+    """Tokens with targets, some of which are ignored: a batch's part weighs more than another's."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(7, (count, 5), generator=generator)
+    targets = (tokens + tokens.roll(1, 1)) % 3
+    targets[torch.rand(count, 5, generator=generator) < 0.3] = -100
+    targets[: count // 2, 0] = -100
+    return TensorDataset(tokens, targets)
+
+
+def plain(model):
+    """One process."""
+    return model
+
+
+def replicated(model):
+    """DistributedDataParallel."""
+    return DistributedDataParallel(model)
+
+
+def sharded(model):
+    """FSDP2."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for part in (model.layer, model):
+        fully_shard(part, mesh=mesh)
+    return model
+
+
+def hybrid(model):
+    """FSDP2 over replicas."""
+    mesh = init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("replicate", "shard"))
+    for part in (model.layer, model):
+        fully_shard(part, mesh=mesh)
+    return model
+
+
+def cuts(ranks):
+    """Where a global batch is cut, unequally."""
+    return {1: [0, 8], 2: [0, 3, 8], 4: [0, 1, 4, 6, 8]}[ranks]
+
+
+def loader_of(dataset, rank, ranks):
+    """A rank's own part of each global batch."""
+    first, last = cuts(ranks)[rank : rank + 2]
+    steps = range(0, len(dataset), BATCH)
+    return DataLoader(dataset, batch_sampler=[list(range(step + first, step + last)) for step in steps])
+
+
+@tracked_training(task="ranks", output_dir="output")
+def train(model, train_loader, dev_loader, counts, accumulate):
+    """Train on a rank's part of the global batches, of which `counts` says how many targets count.
+
+    With `accumulate` in two micro-batches each.
+    """
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(EPOCHS):
+        with tracker.epoch():
+            for (tokens, targets), whole in zip(train_loader, counts, strict=True):
+                optimizer.zero_grad()
+                micro = list(zip(tokens.split(2), targets.split(2), strict=True)) if accumulate else [(tokens, targets)]
+                for number, (ids, classes) in enumerate(micro, 1):
+                    if accumulate and isinstance(model, DistributedDataParallel):
+                        model.require_backward_grad_sync = number == len(micro)  # what no_sync sets
+                    loss = F.cross_entropy(model(ids).movedim(-1, 1), classes)
+                    counted = int((classes != -100).sum())  # the global batch's mean, as ranks are averaged
+                    (loss * (counted / whole * ranks) if counted else loss.nan_to_num(0) * 0).backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+                optimizer.step()
+    return model
+
+
+def main():
+    """Train as the command line says."""
+    options = argparse.ArgumentParser()
+    options.add_argument("--parallel", default="plain")
+    options.add_argument("--accumulate", action="store_true")
+    options.add_argument("--dev", default="shared")
+    args = options.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = Attends()
+    if args.parallel != "plain":
+        dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    train_set, dev_set = examples(BATCH * STEPS, 1), examples(13, 2)
+    wrapped = globals()[args.parallel](model)
+    dev_loader = DataLoader(dev_set, batch_size=2)
+    if args.dev == "sampled" and dist.is_initialized():
+        dev_loader = DataLoader(dev_set, batch_size=2, sampler=DistributedSampler(dev_set))
+    elif args.dev == "apart" and dist.is_initialized():
+        own = torch.utils.data.Subset(dev_set, range(rank, len(dev_set), dist.get_world_size()))
+        dev_loader = DataLoader(own, batch_size=2)
+    elif args.dev == "first" and rank:
+        dev_loader = None
+    elif args.dev == "examples":
+        dev_loader = [dev_set[index] for index in range(len(dev_set))]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        counts = [int((part != -100).sum()) for part in train_set.tensors[1].split(BATCH)]
+        train(wrapped, loader_of(train_set, rank, ranks), dev_loader, counts, args.accumulate)
+    said = [str(item.message) for item in caught if item.category.__name__ == "TrackmetricsWarning"]
+    with open(f"said{rank}.json", "w") as file:
+        json.dump({"said": said, "files": sorted(os.listdir("output")) if os.path.isdir("output") else []}, file)
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""How the ranks of a distributed training evaluate a set together: each example counts once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from .data import ExamplesSource, LoaderSource, Source, UnreadableError, open_source, take_apart, tensors_in
+from .discovery import unwrapped
+from .figures import add
+from .undisturbed import undisturbed
+
+
+class Division(NamedTuple):
+    """Which batches a rank takes, every one of `ranks`, from its own on.
+
+    Where the ranks need each other each takes as many as the one that has most: `most` is how many batches that one's
+    set has, or examples where it holds single ones. A rank that does not `count` runs the model for the others alone.
+    """
+
+    rank: int = 0
+    ranks: int = 1
+    most: int = 0
+    counts: bool = True
+
+
+WHOLE = Division()
+
+
+class Plan(NamedTuple):
+    """What the ranks agreed on: which of the sets, and how; or why there is none."""
+
+    chosen: int = 0
+    how: str = ""
+    targets: int = 0
+    most: int = 0
+    why: str | None = None
+
+    def division(self, rank: int, ranks: int) -> Division | None:
+        """What a rank has to do; None for nothing."""
+        if self.how == "alone":
+            return WHOLE if rank == 0 else None
+        if self.how == "all":
+            return Division(counts=rank == 0)
+        return Division(most=self.most) if self.how == "apart" else Division(rank, ranks, self.most)
+
+
+def offer_of_set(data: Any) -> dict[str, Any]:
+    """What a rank says of a set: a mark that tells one set from another, and its length where known; or the fault."""
+    try:
+        with undisturbed(None, data):
+            source = open_source(data)
+            return {"mark": _mark(source), "length": _length(source)}
+    except Exception as error:
+        return {"fault": str(error) if isinstance(error, UnreadableError) else f"{type(error).__name__}: {error}"}
+
+
+def _length(source: Source) -> int | None:
+    """How many batches there are, or single examples; None where that isn't known beforehand."""
+    if isinstance(source, LoaderSource):
+        return None if source.indices is None else source.number_of_batches
+    return len(source.examples) if isinstance(source, ExamplesSource) and source.indexed else None
+
+
+def _mark(source: Source) -> str:
+    """Of the first and the last example, where it can be asked for, and of how many there are."""
+    if isinstance(source, LoaderSource):
+        held: Any = source.loader.dataset
+        indices = source.indices if source.indices is not None else ()
+        examples = [held[index] for index in (indices[0], indices[-1])] if len(indices) else []
+        said: list[Any] = [len(indices), len(source.loader)]
+    elif isinstance(source, ExamplesSource):
+        examples = [source.examples[index] for index in (0, -1)] if source.indexed else [source.first()]
+        said = [len(source.examples)]
+    else:
+        examples, said = [source.first()[0]], [len(source.loader)]
+    digest = hashlib.sha256(repr(said).encode())
+    for example in examples:
+        digest.update(_bytes_of(example))
+    return digest.hexdigest()
+
+
+def _bytes_of(example: Any) -> bytes:
+    try:
+        parts = take_apart(example)
+        tensors = [*tensors_in(parts.inputs), *tensors_in(parts.target)]
+    except UnreadableError:
+        tensors = list(tensors_in(example))
+    text = repr(example) if isinstance(example, str) or not tensors else ""
+    return text.encode() + b"".join(tensor.detach().cpu().double().numpy().tobytes() for tensor in tensors)
+
+
+def agree(offers: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Make a plan of what the ranks offer: `why` there is an obstacle, `sets`, `collective`, and `targets` a batch.
+
+    Where all have one set it is divided; where each has another one, each evaluates its own. Where only rank 0 has it,
+    it evaluates alone. A function of the user's is `called` on all. A collective model, of which each rank holds a shard, needs
+    all ranks at each forward.
+    """
+    first = offers[0]
+    if first["why"] is not None:
+        return [*Plan(why=first["why"])]
+    readable = [index for index, item in enumerate(first["sets"]) if "fault" not in item]
+    if not readable:
+        faults = (f"{item['name']!r} can't be evaluated ({item['fault']})" for item in first["sets"])
+        return [*Plan(why="; ".join(faults))]
+    chosen = readable[0]
+    own = [offer["sets"][chosen] if offer["why"] is None and len(offer["sets"]) > chosen else {} for offer in offers]
+    marks = [item.get("mark") for item in own]
+    lengths = [item.get("length") for item in own]
+    together = len(offers) > 1 and any(offer["collective"] for offer in offers)
+    most = 0 if None in lengths or not together else max(lengths)
+    how = "divided" if len(set(marks)) == 1 else "apart"
+    why = None
+    if None in marks:
+        how = "alone"
+        why = f"the model needs every rank, and rank {marks.index(None)} has no such set" if together else None
+    elif first["called"] and len(offers) > 1:
+        how = "all"
+    elif together and not most:
+        how = "all"
+        why = "the model needs every rank, and the ranks have streams that differ" if len(set(marks)) > 1 else None
+    return [*Plan(chosen, how, first["targets"], most, why)]
+
+
+def total(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add up what the ranks counted: `share`, or the `fault` that one met."""
+    for rank, outcome in enumerate(outcomes):
+        if "fault" in outcome:
+            fault = outcome["fault"]
+            return {"fault": fault if len(outcomes) == 1 or rank == 0 else f"on rank {rank} {fault}"}
+    share = add([outcome["share"] for outcome in outcomes])
+    return {"mean": share.mean} if share.weight else {"fault": "it has no target that counts"}
+
+
+def collective(model: torch.nn.Module | None) -> bool:
+    """Whether a forward of the model takes all ranks: each holds a shard of it."""
+    return model is not None and any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
+
+
+def without_replication(model: torch.nn.Module) -> torch.nn.Module:
+    """The model that a replica holds: the replica's own forward talks to the others about buffers."""
+    inner: Any = model
+    while isinstance(inner, torch.nn.Module):
+        if isinstance(inner, torch.nn.parallel.DistributedDataParallel):
+            return unwrapped(model)
+        inner = getattr(inner, "_orig_mod", None)
+    return model
