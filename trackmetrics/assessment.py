@@ -138,11 +138,14 @@ class Assessment:
         try:
             joint = self._ranks.exchange("training", offer, _joined)
         except RanksApartError as error:
-            self._notices.say(str(error), f"the epoch's train_loss, train_accuracy, dev_accuracy and gradient_norm are "
-                              f"null: {error}")  # fmt: skip
+            self._say_apart("the epoch's train_loss, train_accuracy, dev_accuracy and gradient_norm are", error)
             figures = Figures(faults=dict.fromkeys(_TRAINING_KEYS, ""))
             return figures, offer["said"], None, False
         return Figures.of(joint["figures"]), joint["said"], joint["evaluated"], joint["evaluates"]
+
+    def _say_apart(self, what: str, error: RanksApartError) -> None:
+        """The ranks didn't meet: once for each reason, however many values it costs."""
+        self._notices.say(f"ranks: {error}", f"{what} null: {error}")
 
     def _shares(self, values: SaidValues) -> dict[str, Share]:
         try:
@@ -248,6 +251,9 @@ class Assessment:
                 targets=0 if pairing is None else pairing.targets,
                 called=self._options.evaluate is not None,
             )
+        except RanksApartError as error:
+            self._say_apart(f"{key} is", error)
+            return None
         except NotEvaluatedError as error:
             if str(error):
                 self._notices.say(key, f"{key} is null: {error}")
@@ -343,12 +349,14 @@ class Assessment:
         try:
             able, needed = self._ranks.exchange("final_inference", own, _able)
         except RanksApartError as error:
-            able, needed = False, own[1]
-            reason = str(error)
-        else:
-            reason = "the model needs every rank, and not each has the model and the example in reach"
+            if own[1]:
+                self._say_apart("final_inference is", error)
+            return not own[1] and self._ranks.writes
         if needed and not able:
-            self._notices.say("final_inference", f"final_inference is null: {reason}")
+            self._notices.say(
+                "final_inference",
+                "final_inference is null: the model needs every rank, and not each has it and the example in reach",
+            )
             return False
         return needed or self._ranks.writes
 

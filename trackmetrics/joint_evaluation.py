@@ -12,7 +12,7 @@ from .instruments.discovery import Found
 from .instruments.division import Division, Plan, agree, collective, offer_of_set, total
 from .instruments.figures import Share
 from .instruments.pairing import PairingError
-from .ranks import Ranks, RanksApartError
+from .ranks import Ranks
 
 _MEND = "give `evaluate=`, a function of model and data"
 
@@ -38,7 +38,7 @@ def evaluate_together(
 
     `count(data, division, targets)` gives this rank's part; `targets` is how many a batch of the training has. With
     `called` it is a function of the user's, of which the first rank's value counts. `obstacle` is what keeps this rank
-    from it. Raises `NotEvaluatedError`.
+    from it. Raises `NotEvaluatedError`, and `RanksApartError` where the ranks don't meet.
     """
     remaining, faults = list(candidates), list[str]()
     while True:
@@ -49,15 +49,12 @@ def evaluate_together(
             "targets": targets,
             "called": called,
         }
-        try:
-            plan = Plan(*ranks.exchange(f"{about} {len(faults)}", offer, agree))
-            if plan.why is not None:
-                raise NotEvaluatedError(plan.why if obstacle is not None else "; ".join([*faults, plan.why, _MEND]))
-            found = remaining[plan.chosen] if plan.chosen < len(remaining) else None
-            outcome = _outcome(found, plan.division(ranks.rank, ranks.size), count, plan.targets)
-            result = ranks.exchange(f"{about} {len(faults)} counted", outcome, total)
-        except RanksApartError as error:
-            raise NotEvaluatedError(f"{error}") from None
+        plan = Plan(*ranks.exchange(f"{about} {len(faults)}", offer, agree))
+        if plan.why is not None:
+            raise NotEvaluatedError(plan.why if obstacle is not None else "; ".join([*faults, plan.why, _MEND]))
+        found = remaining[plan.chosen] if plan.chosen < len(remaining) else None
+        outcome = _outcome(found, plan.division(ranks.rank, ranks.size), count, plan.targets)
+        result = ranks.exchange(f"{about} {len(faults)} counted", outcome, total)
         if "fault" not in result:
             return result["mean"], found or Found("None", None, "")
         if found is None:

@@ -1,9 +1,13 @@
 """A training that several processes share, or one does alone: one rank of it. Run by torchrun, or by itself."""
 
 import argparse
+import contextlib
+import functools
 import json
 import os
+import signal
 import sys
+import time
 import warnings
 from datetime import timedelta
 
@@ -16,9 +20,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from trackmetrics import tracked_training, tracker
+from trackmetrics import Tracker, tracked_training
+from trackmetrics.record import METRIC_KEYS
 
 BATCH, STEPS, EPOCHS = 8, 3, 2
+runs = []
 
 
 class Attends(nn.Module):
@@ -54,6 +60,11 @@ def replicated(model):
     return DistributedDataParallel(model)
 
 
+def by_hand(model):
+    """Replicas whose loop averages the gradients itself."""
+    return model
+
+
 def sharded(model):
     """FSDP2."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
@@ -83,27 +94,103 @@ def loader_of(dataset, rank, ranks):
 
 
 @tracked_training(task="ranks", output_dir="output")
-def train(model, train_loader, dev_loader, counts, accumulate):
+def train(model, train_loader, dev_loader, counts, accumulate, happens, tracker):
     """Train on a rank's part of the global batches, of which `counts` says how many targets count.
 
-    With `accumulate` in two micro-batches each.
+    With `accumulate` in two micro-batches each. `happens` is called with each epoch's number, and with None at the end.
     """
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(EPOCHS):
+    for epoch in range(1, EPOCHS + 1):
         with tracker.epoch():
+            happens and happens(epoch)
             for (tokens, targets), whole in zip(train_loader, counts, strict=True):
                 optimizer.zero_grad()
-                micro = list(zip(tokens.split(2), targets.split(2), strict=True)) if accumulate else [(tokens, targets)]
+                micro = (
+                    list(zip(tokens.tensor_split(2), targets.tensor_split(2), strict=True))
+                    if accumulate
+                    else [(tokens, targets)]
+                )
                 for number, (ids, classes) in enumerate(micro, 1):
                     if accumulate and isinstance(model, DistributedDataParallel):
                         model.require_backward_grad_sync = number == len(micro)  # what no_sync sets
                     loss = F.cross_entropy(model(ids).movedim(-1, 1), classes)
                     counted = int((classes != -100).sum())  # the global batch's mean, as ranks are averaged
                     (loss * (counted / whole * ranks) if counted else loss.nan_to_num(0) * 0).backward()
+                if type(model) is Attends and ranks > 1:
+                    for parameter in model.parameters():
+                        dist.all_reduce(parameter.grad)
+                        parameter.grad /= ranks
                 nn.utils.clip_grad_norm_(model.parameters(), 0.5)
                 optimizer.step()
+    if happens:
+        happens(None)
+    if isinstance(tracker, Tracker):
+        runs.append(tracker)
     return model
+
+
+def figures():
+    """The run's record at full precision."""
+    if not runs:
+        return None
+    record = runs[0].record
+    inference = record.final_inference
+    return {
+        "epochs": [[getattr(epoch, key) for key in METRIC_KEYS] for epoch in record.epochs],
+        "norms": [[item[key] for key in ("min", "median", "max", "steps")] for item in norms_of(record)],
+        "final": [record.final_results.train_accuracy, record.final_results.dev_accuracy],
+        "example": inference and inference.example_input,
+        "log_probs": inference and inference.log_probs.tolist(),
+        "attention": inference and inference.attention_weights.tolist(),
+        "world_size": record.extensions["environment"]["world_size"],
+    }
+
+
+def norms_of(record):
+    """The gradient norms of each epoch in summary, where there are any."""
+    return [item for item in record.extensions["gradient_norm"]["epochs"] if "min" in item]
+
+
+class Bare:
+    """Stands for the tracker where nothing is tracked."""
+
+    def epoch(self):
+        """Nothing."""
+        return contextlib.nullcontext()
+
+
+def fails(here, epoch):
+    """The second epoch ends in an exception on all ranks, before any collective, and the training with it."""
+    if epoch == 2:
+        raise LookupError("no more")
+
+
+def skips(here, epoch):
+    """One rank leaves the run; the others wait for it in vain, but not in a collective."""
+    if epoch is None and here:
+        raise LookupError("the end")
+
+
+def dies(here, epoch):
+    """One rank is killed."""
+    if epoch == 2 and here:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def destroys(here, epoch):
+    """The group is gone before the run ends."""
+    if epoch is None:
+        dist.destroy_process_group()
+
+
+HAPPENS = {function.__name__: function for function in (fails, skips, dies, destroys)}
+
+
+def weights_of(model):
+    """A number that tells one training from another."""
+    parts = [part.to_local() if hasattr(part, "to_local") else part for part in model.parameters()]
+    return sum(part.double().sum().item() for part in parts)
 
 
 def main():
@@ -112,12 +199,15 @@ def main():
     options.add_argument("--parallel", default="plain")
     options.add_argument("--accumulate", action="store_true")
     options.add_argument("--dev", default="shared")
+    options.add_argument("--seconds", type=float, default=60)
+    options.add_argument("--happens", default="")
+    options.add_argument("--rank", type=int, default=1, help="where it happens")
     args = options.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = Attends()
     if args.parallel != "plain":
-        dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+        dist.init_process_group("gloo", timeout=timedelta(seconds=args.seconds))
     rank = dist.get_rank() if dist.is_initialized() else 0
     train_set, dev_set = examples(BATCH * STEPS, 1), examples(13, 2)
     wrapped = globals()[args.parallel](model)
@@ -131,14 +221,23 @@ def main():
         dev_loader = None
     elif args.dev == "examples":
         dev_loader = [dev_set[index] for index in range(len(dev_set))]
+    began = time.monotonic()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         counts = [int((part != -100).sum()) for part in train_set.tensors[1].split(BATCH)]
-        train(wrapped, loader_of(train_set, rank, ranks), dev_loader, counts, args.accumulate)
+        here = rank == args.rank
+        happens = functools.partial(HAPPENS[args.happens], here) if args.happens in HAPPENS else None
+        arguments = wrapped, loader_of(train_set, rank, ranks), dev_loader, counts, args.accumulate, happens
+        with contextlib.suppress(LookupError):
+            if args.happens == "undecorated" and here:
+                train.__wrapped__(*arguments, Bare())
+            else:
+                train(*arguments)
+    ended = time.monotonic() - began
     said = [str(item.message) for item in caught if item.category.__name__ == "TrackmetricsWarning"]
     with open(f"said{rank}.json", "w") as file:
-        json.dump({"said": said, "files": sorted(os.listdir("output")) if os.path.isdir("output") else []}, file)
+        json.dump({"said": said, "seconds": ended, "weights": weights_of(model), "record": figures()}, file)
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()

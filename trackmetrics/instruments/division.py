@@ -97,8 +97,8 @@ def agree(offers: Sequence[Mapping[str, Any]]) -> list[Any]:
     """Make a plan of what the ranks offer: `why` there is an obstacle, `sets`, `collective`, and `targets` a batch.
 
     Where all have one set it is divided; where each has another one, each evaluates its own. Where only rank 0 has it,
-    it evaluates alone. A function of the user's is `called` on all. A collective model, of which each rank holds a shard, needs
-    all ranks at each forward.
+    it evaluates alone. A function of the user's is `called` on all. A collective model, of which each rank holds a
+    shard, needs all ranks at each forward.
     """
     first = offers[0]
     if first["why"] is not None:

@@ -1,0 +1,270 @@
+"""Trainings that several processes share, started by torchrun: their figures are those of one process."""
+
+import functools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from trackmetrics.instruments.division import Division, agree, total
+from trackmetrics.instruments.figures import Figures, Norms, Share, together
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch is built without distributed")
+WORKER = Path(__file__).parent / "support" / "ranks_worker.py"
+FILE = "output/ranks_training_metrics.json"
+
+
+def train(folder, ranks, *arguments):
+    """What each rank found, by rank; None where one was killed. One rank is a training of one process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "--log-dir", "logs",
+                "--redirects", "3"] if ranks > 1 else []  # fmt: skip
+    done = subprocess.Popen(
+        [sys.executable, *launcher, str(WORKER), *arguments], cwd=folder, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        output, _ = done.communicate(timeout=150)
+    finally:
+        for process in (done,):
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    found = [folder / f"said{rank}.json" for rank in range(ranks)]
+    assert any(path.exists() for path in found) or "dies" in arguments, output
+    return [json.loads(path.read_text()) if path.exists() else None for path in found]
+
+
+@functools.cache
+def alone(folder):
+    """What one process finds over the same global batches."""
+    (found,) = train(folder, 1)
+    return found["record"]
+
+
+@pytest.fixture
+def expected(tmp_path_factory):
+    """The record of one process."""
+    return alone(tmp_path_factory.getbasetemp() / "one process")
+
+
+def check(found, expected, ranks):
+    """All ranks have the record of one process, to 1e-6 of each number; the file has it too; only rank 0 speaks."""
+    for own in found:
+        record = own["record"]
+        for key in ("epochs", "norms", "final"):
+            np.testing.assert_allclose(np.array(record[key], float), np.array(expected[key], float), rtol=1e-6)
+        assert record["world_size"] == ranks
+        assert own["said"] == []
+    first = found[0]["record"]
+    assert first["example"] == expected["example"]
+    np.testing.assert_allclose(first["log_probs"], expected["log_probs"], rtol=1e-5)
+    np.testing.assert_allclose(first["attention"], expected["attention"], rtol=1e-5)
+
+
+def logs(folder, rank):
+    """What a rank wrote to its standard output and error."""
+    return "".join(path.read_text() for path in folder.glob(f"logs/**/{rank}/std*.log"))
+
+
+@pytest.mark.parametrize(
+    ("parallel", "ranks", "more"),
+    [
+        ("replicated", 2, []),
+        ("replicated", 4, []),
+        ("replicated", 2, ["--accumulate"]),
+        ("sharded", 2, []),
+        ("sharded", 4, []),
+        ("sharded", 2, ["--accumulate"]),
+        ("hybrid", 4, []),
+    ],
+)
+def test_the_figures_are_those_of_one_process(tmp_path, expected, parallel, ranks, more):
+    """Loss and accuracies weigh what each rank saw, in unequal parts; the norm is that of the averaged, whole gradient.
+
+    One process on the same global batches is what they are compared with. Only one file is written, by rank 0.
+    """
+    found = train(tmp_path, ranks, "--parallel", parallel, *more)
+    check(found, expected, ranks)
+    assert os.listdir(tmp_path / "output") == ["ranks_training_metrics.json"]
+    for rank in range(1, ranks):
+        assert "trackmetrics" not in logs(tmp_path, rank).lower()
+        assert "epoch" not in logs(tmp_path, rank)
+
+
+@pytest.mark.parametrize("parallel", ["replicated", "sharded"])
+@pytest.mark.parametrize("dev", ["sampled", "apart", "examples"])
+def test_each_dev_example_counts_once(tmp_path, expected, parallel, dev):
+    """However they are handed out: by a sampler that pads, to each rank its own, one by one."""
+    check(train(tmp_path, 2, "--parallel", parallel, "--dev", dev), expected, 2)
+
+
+def test_a_dev_set_that_only_the_first_rank_has(tmp_path, expected):
+    """It evaluates alone; with shards it can't, and that is said once."""
+    check(train(tmp_path / "replicated", 2, "--parallel", "replicated", "--dev", "first"), expected, 2)
+    found = train(tmp_path / "sharded", 2, "--parallel", "sharded", "--dev", "first")
+    assert [epoch[2] for epoch in found[0]["record"]["epochs"]] == [None, None]
+    assert found[0]["said"] == [
+        "dev_accuracy is null: the model needs every rank, and rank 1 has no such set; give `evaluate=`, a function of "
+        "model and data",
+        "final_inference is null: the model needs every rank, and not each has it and the example in reach",
+    ]
+    assert found[1]["said"] == []
+
+
+def test_gradients_that_the_loop_averages_are_no_guess(tmp_path, expected):
+    """They differ when the backward has ended: null, and the reason once; all else is right."""
+    found = train(tmp_path, 2, "--parallel", "by_hand")
+    (said,) = found[0]["said"]
+    assert said.startswith("gradient_norm is null: the ranks' gradients differ at the end of a backward")
+    for (loss, accuracy, dev, norm), right in zip(found[0]["record"]["epochs"], expected["epochs"], strict=True):
+        assert [loss, accuracy, dev] == pytest.approx(right[:3], rel=1e-6)
+        assert norm is None
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_not_tracked_costs_the_numbers_alone(tmp_path, expected, rank):
+    """The wait has an end, half of the group's own limit; one warning; the training is the tracked one's."""
+    found = train(tmp_path, 2, "--parallel", "replicated", "--happens", "undecorated", "--rank", str(rank),
+                  "--seconds", "6")  # fmt: skip
+    assert found[0]["weights"] == found[1]["weights"]
+    assert 3 <= found[0]["seconds"] < 6
+    if rank == 0:
+        assert [own["said"] for own in found] == [[], []]
+        assert not (tmp_path / "output").exists()
+        return
+    assert found[0]["said"] == [
+        "the epoch's train_loss, train_accuracy, dev_accuracy and gradient_norm are null: only 1 of 2 ranks track this "
+        "training; decorate it on each"
+    ]
+    assert found[0]["record"]["epochs"] == [[None] * 4] * 2
+    assert found[0]["record"]["log_probs"] is not None  # a replica can do that alone
+
+
+def test_a_rank_that_leaves_the_run_is_not_waited_for(tmp_path, expected):
+    """The others go on at once, with null and one warning."""
+    found = train(tmp_path, 2, "--parallel", "replicated", "--happens", "skips")
+    assert found[0]["seconds"] < 15
+    assert found[0]["said"] == ["final_results.train_accuracy is null: rank 1 left the run: LookupError"]
+    assert found[0]["record"]["final"] == [None, None]
+    np.testing.assert_allclose(found[0]["record"]["epochs"], expected["epochs"], rtol=1e-6)
+
+
+def test_an_exception_on_all_ranks_is_the_users(tmp_path):
+    """It ends the run as in one process: the file has the epoch before, and the error."""
+    train(tmp_path, 2, "--parallel", "replicated", "--happens", "fails")
+    data = json.loads((tmp_path / FILE).read_text())
+    assert len(data["epochs"]) == 1
+    assert data["extensions"]["status"]["error"] == {"type": "LookupError", "message": "no more"}
+
+
+def test_a_group_that_is_gone_before_the_run_ends(tmp_path, expected):
+    """The ranks know each other without it."""
+    found = train(tmp_path, 2, "--parallel", "replicated", "--happens", "destroys")
+    np.testing.assert_allclose(found[0]["record"]["final"], expected["final"], rtol=1e-6)
+    assert found[0]["said"] == []
+    assert found[1]["said"] == []
+
+
+def test_a_rank_that_dies_leaves_the_file_whole(tmp_path):
+    """What the epochs before had shown is in it."""
+    found = train(tmp_path, 2, "--parallel", "replicated", "--happens", "dies", "--seconds", "5")
+    assert found[1] is None
+    data = json.loads((tmp_path / FILE).read_text())
+    assert [epoch["epoch"] for epoch in data["epochs"]] == [1]
+    assert data["epochs"][0]["train_loss"] == 1.2417
+
+
+def test_a_rank_is_known_before_the_process_group(tmp_path):
+    """By what torchrun says: it writes and prints nothing."""
+    code = textwrap.dedent(
+        """
+        from trackmetrics import Tracker
+        with Tracker("early", progress=True) as run:
+            with run.epoch() as epoch:
+                epoch.log(train_loss=float("nan"))
+        assert len(run.record.epochs) == 1
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "RANK": "1", "WORLD_SIZE": "2"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert os.listdir(tmp_path) == []
+
+
+# What ranks put together
+
+
+def figures(*shares, **more):
+    return Figures(*(Share(*share) for share in shares), **more).plain()
+
+
+def test_sums_are_weighted_by_what_each_rank_saw():
+    """A rank without a target changes nothing; NaN is never lost."""
+    joint = Figures.of(together([figures((2.0, 4), (1, 4)), figures((9.0, 2), (2, 2)), figures((0.0, 0), (0, 0))]))
+    assert (joint.loss.mean, joint.accuracy.mean) == (11 / 6, 0.5)
+    assert math.isnan(Figures.of(together([figures((math.nan, 1)), figures((1.0, 1))])).loss.mean)
+
+
+def test_a_fault_of_one_rank_is_all_ranks():
+    """With the rank that met it."""
+    joint = Figures.of(together([figures(), figures(faults={"train_loss": "it broke"})]))
+    assert joint.faults == {"train_loss": "on rank 1 it broke"}
+
+
+def test_norms_of_shards_are_summed_and_whole_ones_compared():
+    """Skipped and infinite steps stay what they are; ranks that ran out of data have fewer steps."""
+    one = Norms([1.0, 2.0], [(3.0, 0.0), (-1.0, 5.0), (0.0, math.inf)], 1)
+    other = Norms([1.0], [(3.0, 4.0), (-1.0, 5.0), (0.0, 1.0)], 1)
+    joint = Figures.of(together([figures(norms=one), figures(norms=other)]))
+    assert joint.faults == {}
+    summary = joint.norms.summary()
+    assert (summary.steps, summary.skipped_steps, summary.non_finite_steps) == (4, 2, 1)
+    assert (summary.min, summary.median, summary.max) == (1.0, 2.0, 5.0)
+    for differs in (Norms([1.1]), Norms([1.0], [(3.0, 4.0)]), Norms([math.nan])):
+        assert "gradient_norm" in Figures.of(together([figures(norms=one), figures(norms=differs)])).faults
+
+
+def offer(*marks, length=3, why=None, collective=False, called=False):
+    sets = [{"name": "dev", "fault": "broken"} if mark is None else {"name": "dev", "mark": mark, "length": length}
+            for mark in marks]  # fmt: skip
+    return {"why": why, "sets": sets, "collective": collective, "targets": 8, "called": called}
+
+
+@pytest.mark.parametrize(
+    ("offers", "how", "chosen", "why"),
+    [
+        ([offer("a"), offer("a")], "divided", 0, None),
+        ([offer("a"), offer("b")], "apart", 0, None),
+        ([offer("a"), offer()], "alone", 0, None),
+        ([offer("a"), offer("a", why="no model")], "alone", 0, None),
+        ([offer(None, "a"), offer("b", "a")], "divided", 1, None),
+        ([offer("a"), offer("a", collective=True)], "divided", 0, None),
+        ([offer("a", collective=True), offer()], "alone", 0, "the model needs every rank, and rank 1 has no such set"),
+        ([offer("a", length=None, collective=True)] * 2, "all", 0, None),
+        ([offer("", called=True)] * 2, "all", 0, None),
+        ([offer("a", why="no model"), offer("a")], "", 0, "no model"),
+        ([offer(None), offer("a")], "", 0, "'dev' can't be evaluated (broken)"),
+    ],
+)
+def test_ranks_agree_on_a_set(offers, how, chosen, why):
+    """One for all, or why there is none."""
+    found = agree(offers)
+    assert (found[1], found[0], found[4]) == (how, chosen, why)
+
+
+def test_counts_are_added_up():
+    """Nothing that counts is a fault, and so is any rank's."""
+    assert total([{"share": (1, 3)}, {"share": (2, 3)}]) == {"mean": 0.5}
+    assert total([{"share": (0, 0)}] * 2) == {"fault": "it has no target that counts"}
+    assert total([{"share": (1, 1)}, {"fault": "it broke"}]) == {"fault": "on rank 1 it broke"}
+    assert Division() == (0, 1, 0, True)
