@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -35,9 +35,10 @@ class Attends(nn.Module):
         self.embed = nn.Embedding(7, 8)
         self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
         self.out = nn.Linear(8, 3)
+        self.register_buffer("scale", torch.ones(()))  # which replicas tell each other before each forward
 
     def forward(self, tokens):
-        return self.out(self.layer(self.embed(tokens)))
+        return self.out(self.layer(self.embed(tokens))) * self.scale
 
 
 def examples(count, seed):
@@ -71,6 +72,11 @@ def sharded(model):
     for part in (model.layer, model):
         fully_shard(part, mesh=mesh)
     return model
+
+
+def flat(model):
+    """FSDP1."""
+    return FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
 
 
 def hybrid(model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,8 +18,8 @@ from .undisturbed import undisturbed
 class Division(NamedTuple):
     """Which batches a rank takes, every one of `ranks`, from its own on.
 
-    Where the ranks need each other each takes as many as the one that has most: `most` is how many batches that one's
-    set has, or examples where it holds single ones. A rank that does not `count` runs the model for the others alone.
+    Each takes as many as the one that has most, since a forward may need all: `most` is how many batches that one's set
+    has, or examples where it holds single ones. A rank that does not `count` runs the model for the others alone.
     """
 
     rank: int = 0
@@ -112,7 +113,7 @@ def agree(offers: Sequence[Mapping[str, Any]]) -> list[Any]:
     marks = [item.get("mark") for item in own]
     lengths = [item.get("length") for item in own]
     together = len(offers) > 1 and any(offer["collective"] for offer in offers)
-    most = 0 if None in lengths or not together else max(lengths)
+    most = 0 if None in lengths or len(offers) == 1 else max(lengths)
     how = "divided" if len(set(marks)) == 1 else "apart"
     why = None
     if None in marks:
@@ -138,7 +139,13 @@ def total(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def collective(model: torch.nn.Module | None) -> bool:
     """Whether a forward of the model takes all ranks: each holds a shard of it."""
-    return model is not None and any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
+    if model is None:
+        return False
+    kind: Any = getattr(sys.modules.get("torch.distributed.fsdp"), "FullyShardedDataParallel", None)
+    if kind is not None and any(isinstance(module, kind) for module in model.modules()):
+        return True
+    # DTensor's attribute, and the one by which DeepSpeed marks what it has sharded.
+    return any(hasattr(parameter, "device_mesh") or hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 def without_replication(model: torch.nn.Module) -> torch.nn.Module:

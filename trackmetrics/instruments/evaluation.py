@@ -24,7 +24,7 @@ from .data import (
     to_device,
 )
 from .discovery import unwrapped
-from .division import WHOLE, Division
+from .division import WHOLE, Division, collective
 from .epoch_means import DeviceMean
 from .events import Listener, heard_by
 from .figures import Share
@@ -51,7 +51,8 @@ def _count(model: torch.nn.Module, source: Source, pairing: Pairing, division: D
     mean = DeviceMean()
     size = _group_size(model, source, pairing) if isinstance(source, ExamplesSource) else None
     runs = 0
-    for parts in _batches(source, size, division):
+    in_step = division.most > 0 and collective(model)
+    for parts in _batches(source, size, division, in_step):
         right, counted = judge(model, parts, pairing)
         mean.add_sum(right, counted)
         runs += 1
@@ -160,7 +161,7 @@ def _group_size(model: torch.nn.Module, source: ExamplesSource, pairing: Pairing
     return max(1, pairing.targets // max(1, _target_of(first).numel()))
 
 
-def _batches(source: Source, size: int | None, division: Division) -> Iterator[Parts]:
+def _batches(source: Source, size: int | None, division: Division, in_step: bool = False) -> Iterator[Parts]:
     """What the model is run on, one after the other; single examples in batches of `size`."""
     own = division.rank, division.ranks
     if not isinstance(source, ExamplesSource):
@@ -170,7 +171,7 @@ def _batches(source: Source, size: int | None, division: Division) -> Iterator[P
         if size is None:
             yield take_apart(group[0])
         else:
-            yield from _collated(group, in_step=division.most > 0)
+            yield from _collated(group, in_step)
 
 
 def _collated(examples: list[Any], in_step: bool) -> Iterator[Parts]:
