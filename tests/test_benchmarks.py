@@ -57,6 +57,16 @@ def test_the_overhead_is_measured_and_printed(tmp_path):
     assert re.search(r"trackmetrics beside the steps: [0-9.]+ ms to open a run", done.stdout)
 
 
+def test_what_ranks_cost_is_measured_and_printed():
+    """One process says nothing to a store; two meet three times an epoch."""
+    done = run("ranks.py", "--ranks", "1", "2", "--epochs", "3")
+    assert done.returncode == 0, done.stderr
+    found = rows(done.stdout)
+    assert list(found) == ["1", "2"]
+    assert found["1"][3:7] == [0, 0, 0, 0]
+    assert found["2"][4] == 9
+
+
 def test_the_live_view_is_measured_and_printed():
     """The ratio, and how often the line was drawn."""
     pytest.importorskip("pty")

@@ -233,7 +233,8 @@ class Engine:
         """Add the final results and the final inference; `returned` is what the decorated function gave back."""
         epochs = self.record.epochs
         if epochs and not self._own_epochs:
-            return  # nothing was left to train: the earlier file, its results included, stays
+            self._ranks.leave("nothing was left to train")
+            return  # the earlier file, its results included, stays
         if not epochs:
             self._notices.say(
                 "epochs", f"no epoch was tracked: wrap each epoch's body in `with tracker.epoch():`; {_PER_EPOCH}"

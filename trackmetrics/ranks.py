@@ -113,15 +113,19 @@ class Ranks:
 
     def _find_group(self) -> None:
         """Come to the run in the group's store, as soon as there is one."""
-        distributed = _group() if self._store is None else None
+        distributed = _group() if self._store is None and self._fault is None else None
         if distributed is None or distributed.get_world_size() == 1:
             return
         self._rank, self._size = distributed.get_rank(), distributed.get_world_size()
         _runs[self._name] += 1
-        store = distributed.distributed_c10d._get_default_store()
-        self._limit = min(_LONGEST_SECONDS, store.timeout.total_seconds() / 2)
-        self._store = distributed.PrefixStore(f"trackmetrics/{self._name}/{_runs[self._name]}", store)
-        self._store.add("here", 1)
+        try:
+            store = distributed.distributed_c10d._get_default_store()
+            self._limit = min(_LONGEST_SECONDS, store.timeout.total_seconds() / 2)
+            found = distributed.PrefixStore(f"trackmetrics/{self._name}/{_runs[self._name]}", store)
+            found.add("here", 1)
+            self._store = found
+        except Exception as error:  # MPI's group has no store
+            self._fault = f"the process group's store can't be used ({error!r})"
 
     # Meetings
 
@@ -132,10 +136,10 @@ class Ranks:
         Raises `RanksApartError` where a rank doesn't come, and whatever the store raises.
         """
         self._find_group()
-        if self._store is None:
-            return combine([own])
         if self._fault is not None:
             raise RanksApartError(self._fault)
+        if self._store is None:
+            return combine([own])
         try:
             return self._meet(f"{self._epoch}/{about}", own, combine)
         except RanksApartError as error:
