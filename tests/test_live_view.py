@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import termios
+import time
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -353,16 +354,26 @@ def test_a_terminal_that_is_stopped_holds_nothing_up(terminal, clock):
 
 
 def test_a_terminal_that_nobody_reads_holds_nothing_up(terminal, clock):
-    """Its buffer is full: the run ends, all of it is in the file, and what is read later are whole rows."""
-    writing = os.open(os.ttyname(terminal.slave), os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(writing, b"full\r\n" * 100)
-    os.close(writing)
+    """Its buffer is full: the run ends, and all of it is in the file."""
+    fill(terminal)
     trained(clock, 4)
     terminal.look()
     assert len(re.findall('"train_loss"', FILE.read_text())) == 4
     assert set(terminal.all_rows) - {"full", "f", "fu", "ful", ""} == set()
+
+
+def fill(terminal):
+    """Write until nothing more is taken: the kernel makes room for a while yet, moving what it has on to the reader."""
+    writing = os.open(os.ttyname(terminal.slave), os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+    full_since = None
+    while full_since is None or time.monotonic() - full_since < 1:
+        try:
+            os.write(writing, b"full\r\n" * 100)
+            full_since = None
+        except BlockingIOError:
+            full_since = full_since or time.monotonic()
+            time.sleep(0.01)
+    os.close(writing)
 
 
 def test_a_terminal_that_is_gone_stops_nothing(terminal, clock):
