@@ -29,7 +29,7 @@ def pytest_terminal_summary(terminalreporter):
             terminalreporter.write_line(f"{report.nodeid.rpartition('::')[2]}: {name}: {value}")
 
 
-_OF_OTHERS = ("QueueFeeder", "tqdm_monitor", "ThreadPoolExecutor")
+_OF_OTHERS = ("QueueFeeder", "tqdm_monitor", "ThreadPoolExecutor", "wandb-", "Otel")
 
 
 def _process_wide_state():
@@ -53,7 +53,8 @@ def _process_wide_state():
         "dispatch modes": torch._C._len_torch_dispatch_stack(),
         "grad mode": torch.is_grad_enabled(),
         "live runs": events.live_runs(),
-        # A loader's workers leave their queue's feeder to end when it likes; progress bars and compilers have threads.
+        # A loader's workers leave their queue's feeder to end when it likes; progress bars, compilers
+        # and W&B's library have threads.
         "threads": sorted(item.name for item in threading.enumerate() if not item.name.startswith(_OF_OTHERS)),
     }
 

@@ -21,7 +21,7 @@ FLOORS = [
     ["metrics_file", "places", "plots", "frames"],
     ["resumption", "rules", "run_files"],
     ["summary"],
-    ["terminal", "report", "export"],
+    ["terminal", "report", "export", "sinks"],
     ["display"],
     ["options", "validation"],
     ["instruments"],
@@ -72,13 +72,19 @@ REPORT_FLOORS = [
     ["section"],
     ["page"],
 ]
+SINKS_FLOORS = [
+    ["sink", "attention_images"],
+    ["tracker_sink"],
+    ["tensorboard", "mlflow", "wandb", "attached"],
+    ["choice"],
+]
 LIVE_FLOORS = [
     ["pace", "screen", "epoch_table"],
     ["status_line", "iteration"],
     ["notebook"],
     ["progress"],
 ]
-INNER_FLOORS = {"instruments": INSTRUMENT_FLOORS, "live": LIVE_FLOORS, "report": REPORT_FLOORS}
+INNER_FLOORS = {"instruments": INSTRUMENT_FLOORS, "live": LIVE_FLOORS, "report": REPORT_FLOORS, "sinks": SINKS_FLOORS}
 NAMES = [
     "FinalInference", "RunRecord", "Tracker", "TrackmetricsError", "TrackmetricsWarning", "__version__",
     "capture_attention", "load_run", "tracked_training", "tracker",

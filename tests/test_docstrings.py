@@ -13,6 +13,7 @@ MODULES = sorted(
         (ROOT, "trackmetrics."),
         (ROOT / "instruments", "trackmetrics.instruments."),
         (ROOT / "report", "trackmetrics.report."),
+        (ROOT / "sinks", "trackmetrics.sinks."),
     )
     for file in folder.iterdir()
     if file.name.endswith(".py") and file.name != "__init__.py" and ">>>" in file.read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ from trackmetrics.options import Options, OptionValues, make_options
 NAME_MEND = "of letters, digits, spaces, '_', '-' and '.', such as 'letter_counting'"
 OPTIONS = (
     "the options are part, output_dir, train, dev, example, evaluate, evaluate_every, final_train_accuracy, "
-    "finalize, describe, attention, hyperparameters, resume, keep_previous, max_inline_mb, progress, extensions"
+    "finalize, describe, attention, hyperparameters, sinks, resume, keep_previous, max_inline_mb, progress, extensions"
 )
 
 
@@ -61,6 +61,7 @@ def test_the_defaults_are_right():
         "describe": None,
         "attention": "mean",
         "hyperparameters": None,
+        "sinks": (),
         "resume": False,
         "keep_previous": False,
         "max_inline_mb": 256,

@@ -14,9 +14,10 @@ from typing import Any
 
 from .assessment import Assessment
 from .environment import describe_environment, describe_process
-from .errors import shown
+from .errors import TrackmetricsError, shown
 from .instruments.events import listening
 from .instruments.gradient_norm import MEANING
+from .instruments.random_streams import restoring_streams
 from .instruments.said_values import SaidValues
 from .instruments.training import Training
 from .live.pace import Loop
@@ -28,6 +29,7 @@ from .options import Options
 from .ranks import Ranks
 from .record import EpochRecord, Hyperparameters, Metadata, RunRecord
 from .resumption import Earlier, go_on
+from .sinks.attached import AttachedSinks
 from .termination import told_of_termination
 
 _PER_EPOCH = "a function that is called once an epoch stays undecorated: decorate the one with the loop"
@@ -66,10 +68,11 @@ class Engine:
             options, self._training, self._notices, self._ranks, arguments, self.clock.monotonic
         )
         self._progress = Progress(options.progress, self.clock.monotonic)
+        self._sinks = AttachedSinks(options.make_sinks(), str(self.file.path), self._notices)
         self._steps_before = 0  # those of earlier epochs
         self._earlier: Earlier | None = None
         self._norms = NormHistory()
-        self._saving_seconds = 0.0
+        self._saving_seconds = self._sinks_seconds = 0.0
         self._completed = False
         self._started = self.clock.monotonic()
 
@@ -79,10 +82,12 @@ class Engine:
         with contextlib.closing(self._progress), self.file if self._ranks.writes else contextlib.nullcontext():
             self._take_up()
             try:
+                self._tell_sinks(self._sinks.run_began)
                 with told_of_termination(self.terminated), listening(self._training):
                     yield
             finally:
                 self._training.release()
+                self._tell_sinks(self._sinks.run_ended)
 
     def _take_up(self) -> None:
         """Go on from an earlier run's record, where that was asked for."""
@@ -148,6 +153,7 @@ class Engine:
         self._add(EpochRecord(number, **own, elapsed_seconds=self._elapsed(), metrics=metrics), summary)
         with self._spared("saving"):
             self._save({"state": "running"})
+        self._tell_sinks(self._sinks.epoch_ended)
         with self._spared("progress"):
             self._progress.epoch_done(self.record.epochs[-1], self._steps_of_epoch)
 
@@ -228,6 +234,7 @@ class Engine:
             message = f"the process was told to end by {signal}"
             self._save({"state": "interrupted", "error": {"type": signal, "message": message}}, last=True)
         self.file.release()
+        self._sinks.process_ends(self.record)
 
     def completed(self, returned: Any) -> None:
         """Add the final results and the final inference; `returned` is what the decorated function gave back."""
@@ -306,6 +313,8 @@ class Engine:
         earlier = self._earlier or Earlier(RunRecord(self.record.metadata))
         seconds = Counter(earlier.seconds)
         seconds.update({**self._assessment.seconds, "saving": self._saving_seconds})
+        if self._sinks_seconds:
+            seconds.update({"sinks": self._sinks_seconds})
         described: dict[str, Any] = {
             **earlier.foreign,
             "status": {**status, **describe_process()},
@@ -320,6 +329,24 @@ class Engine:
             now = self.record.metadata.hyperparameters
             described["resumed"].append(self._earlier.resumption(self._timestamp, now))
         return {key: value for key, value in described.items() if value}
+
+    # Sinks
+
+    def _tell_sinks(self, tell: Callable[[RunRecord], None]) -> None:
+        """Let the sinks know of the record; what a library draws while it sends is put back."""
+        if not self._sinks:
+            return
+        began = self.clock.monotonic()
+        try:
+            with contextlib.ExitStack() as stack:
+                for restore in restoring_streams(()):
+                    stack.callback(restore)
+                tell(self.record)
+        except TrackmetricsError:  # before training
+            raise
+        except Exception as error:
+            self.say_fault("the sinks' copy", error)
+        self._sinks_seconds += self.clock.monotonic() - began
 
     # What goes wrong
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import inspect
 import os
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from .errors import ArgumentError, shown
 from .names import check_name
 from .plain import NotPlainError, is_number, to_plain
+
+if TYPE_CHECKING:
+    from .sinks.sink import Sink
 
 
 class OptionValues(TypedDict, total=False):
@@ -29,6 +32,7 @@ class OptionValues(TypedDict, total=False):
     describe: Callable[[Any], str] | None
     attention: Literal["mean", "heads", False]
     hyperparameters: Mapping[str, Any] | None
+    sinks: Sequence[Sink | str]
     resume: bool | int | str | Callable[..., bool | int | None] | None
     keep_previous: bool
     max_inline_mb: float
@@ -59,6 +63,8 @@ class Options:
             extensions, False for none.
         hyperparameters: added to what is found, and wins: `{"model": {...}, "training": {...}}`; names outside the
             two are training parameters.
+        sinks: other trackers that get copies of the record: `"tensorboard"`, `"mlflow"`, `"wandb"`, or objects as
+            `trackmetrics.sinks` has them.
         resume: True goes on in the earlier file, a new one where there is none; a number goes on after that epoch, that
             of the checkpoint, and drops the later ones (0: a new run). For a decorated function also the name of the
             parameter that holds it, or a function that is called with the call's arguments.
@@ -84,6 +90,7 @@ class Options:
     describe: Callable[[Any], str] | None = None
     attention: Literal["mean", "heads", False] = "mean"
     hyperparameters: Mapping[str, Any] | None = None
+    sinks: Sequence[Sink | str] = ()
     resume: bool | int | str | Callable[..., bool | int | None] | None = False
     keep_previous: bool = False
     max_inline_mb: float = 256
@@ -120,6 +127,7 @@ class Options:
             if value is not None and not hasattr(value, "__iter__") and not hasattr(value, "__getitem__"):
                 raise _wrong(name, value, "a data set, or the name of the parameter that holds it")
         self._check_hyperparameters()
+        self.make_sinks()
 
     def _check_hyperparameters(self) -> None:
         given = self.hyperparameters
@@ -158,6 +166,14 @@ class Options:
         assert not callable(self.resume)
         assert not isinstance(self.resume, str)
         return self.resume or False
+
+    def make_sinks(self) -> list[Sink]:
+        """The sinks of a run: those that are given, a new one for each name."""
+        if isinstance(self.sinks, tuple) and not self.sinks:
+            return []
+        from .sinks.choice import chosen_sinks  # which knows the record, and so NumPy
+
+        return chosen_sinks(self.sinks)
 
     def given_hyperparameters(self, section: str) -> dict[str, Any]:
         """What `hyperparameters=` says for `model` or `training`; names outside the two are for training."""

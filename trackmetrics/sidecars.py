@@ -133,20 +133,31 @@ def _read(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...], digest: 
     return array
 
 
+def standing_beside(path: Path) -> list[Path]:
+    """Give the arrays that the metrics file at `path` names, as the files that they stand in."""
+    endings = _endings(path)
+    text = path.read_bytes() if endings else b""
+    return [path.with_name(name) for name, ending in sorted(endings.items()) if ending in text]
+
+
+def _endings(path: Path) -> dict[str, bytes]:
+    """The files that have a name as the arrays beside `path` do, each with the part by which a text is searched."""
+    stem = re.escape(path.stem)
+    own = re.compile(rf"{stem}\.\w{{1,{_LABEL_LENGTH}}}(\.[0-9a-f]{{{_DIGEST_LENGTH}}}\.npy)", re.ASCII)
+    return {name: match[1].encode() for name in os.listdir(path.parent) if (match := own.fullmatch(name))}
+
+
 def remove_unnamed(path: Path, named: Iterable[str]) -> None:
     """Take away the arrays that neither the metrics file at `path` names, nor any other JSON file of the folder.
 
     They are of files that were replaced, or of a run that was killed before its file named them. Others' files are
     searched for the names, not parsed: one that was put aside may be large, or damaged, or renamed.
     """
-    stem = re.escape(path.stem)
-    own = re.compile(rf"{stem}\.\w{{1,{_LABEL_LENGTH}}}(\.[0-9a-f]{{{_DIGEST_LENGTH}}}\.npy)", re.ASCII)
     with contextlib.suppress(OSError):  # one that can't be read may name any
-        names = os.listdir(path.parent)
-        endings = {name: match[1].encode() for name in names if (match := own.fullmatch(name))}
+        endings = _endings(path)
         for name in named:
             endings.pop(name, None)
-        for name in names if endings else ():
+        for name in os.listdir(path.parent) if endings else ():
             other = path.with_name(name)
             if name.endswith(".json") and name != path.name and other.is_file() and other.stat().st_size:
                 with open_whole(other) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:

@@ -108,7 +108,7 @@ VALID = {
             "heads": [[[[1.0, 0.0], [0, 1]], [[0, 1], [0, 1]]], [[[0.25, 0.75], [1, 0]], [[0.25, 0.75], [0, 1]]]],
             "fault": "no weights can be had of layers.2",
         },
-        "seconds": {"evaluation": 0.5, "inference": 0.25, "saving": 0.125},
+        "seconds": {"evaluation": 0.5, "inference": 0.25, "saving": 0.125, "sinks": 0.25},
         "warnings": ["dev_accuracy is null: no dev set was found"],
         "resumed": [
             {
