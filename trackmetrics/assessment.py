@@ -21,6 +21,7 @@ from .instruments.data import UnreadableError
 from .instruments.discovery import DEV_ROLES, Found, Scope, find_data, find_model, model_in, smallest_owner, unwrapped
 from .instruments.events import heard_by
 from .instruments.gradient_norm import NormSummary
+from .instruments.metric_objects import MetricObjects
 from .instruments.pairing import PairingError
 from .instruments.said_values import SaidValues
 from .instruments.training import Observation, Training
@@ -60,6 +61,7 @@ class Assessment:
         self._device: torch.device | None = None
         self._train = _given("train", options.train)
         self._dev = _given("dev", options.dev)
+        self._metrics = MetricObjects()
         self._schedulers: list[Any] = []
         self._namespaces: dict[str, Any] = {}
         self._seed: int | None = None
@@ -74,6 +76,19 @@ class Assessment:
         """Note the seed, before anything of the first epoch is drawn."""
         if self._seed is None:
             self._seed = torch.initial_seed()
+
+    def measure(self, metrics: Mapping[str, Any]) -> None:
+        """Feed an epoch's training to the user's metrics: those of the run, and these of the epoch alone."""
+        given = {**(self._options.metrics or {}), **metrics}
+        if not given and not self._metrics.measures:
+            return
+        self._training.feed(None)
+        try:
+            self._metrics.begin(given)
+        except Exception:
+            self._metrics = MetricObjects()  # what is left in the old ones is of an earlier epoch
+            raise
+        self._training.feed(self._metrics if given else None)
 
     # An epoch
 
@@ -92,6 +107,12 @@ class Assessment:
         with self._spared("the parsed arguments"):
             self._namespaces = hyperparameters.spread(scope.parsed_arguments())
         said, metrics = self._said(values)
+        measured: dict[str, Any] = {}
+        wanted = False
+        if self._metrics.measures:
+            with self._spared("the training's metrics"):
+                measured |= self._metrics_of_training(metrics)
+                wanted = self._dev_metrics_wanted(number, metrics)
         found = {
             "train_loss": observation.loss,
             "train_accuracy": observation.accuracy,
@@ -102,13 +123,16 @@ class Assessment:
                 found["dev_accuracy"] = self._evaluated_by_user(observation)
             if found.get("dev_accuracy") is None and number % self._options.evaluate_every == 0:
                 with self._spared("dev_accuracy"):
-                    found["dev_accuracy"] = self._dev_accuracy()
+                    found["dev_accuracy"] = self._dev_accuracy(self._metrics if wanted else None)
+        if self._metrics.measures:
+            with self._spared("the dev set's metrics"):
+                measured |= self._metrics_of_dev(metrics) if wanted else self._metrics.absent("dev")
         own = {key: said[key] if key in said else found.get(key) for key in METRIC_KEYS}
         with self._spared("what is missing"):
             self._say_what_is_missing(own, said, observation)
         for name, fault in values.faults.items():
             self._notices.say(f"log {name}", f"{name} is null: {fault}")
-        return own, metrics, _summary(observation.norm) if observation.norm_fault is None else {}
+        return own, {**measured, **metrics}, _summary(observation.norm) if observation.norm_fault is None else {}
 
     def _observed(self) -> Observation:
         try:
@@ -193,11 +217,16 @@ class Assessment:
         self.seconds["evaluation"] += self._clock() - began
         return accuracy
 
-    def _dev_accuracy(self) -> float | None:
-        return self._accuracy("dev_accuracy", "dev", self._dev)
+    def _dev_accuracy(self, metrics: MetricObjects | None = None) -> float | None:
+        return self._accuracy("dev_accuracy", "dev", self._dev, metrics)
 
-    def _accuracy(self, key: str, role: str, candidates: list[Found]) -> float | None:
-        """The accuracy over the first of the sets that can be evaluated; None, said once, where none can."""
+    def _accuracy(
+        self, key: str, role: str, candidates: list[Found], metrics: MetricObjects | None = None
+    ) -> float | None:
+        """The accuracy over the first of the sets that can be evaluated; None, said once, where none can.
+
+        `metrics` of the user's are fed with the set meanwhile.
+        """
         pairing = self._training.pairing
         evaluate = self._options.evaluate
         if evaluate is None and pairing is not None and not pairing.has_accuracy:
@@ -219,29 +248,33 @@ class Assessment:
             return None
         began = self._clock()
         try:
-            return self._first_accuracy(key, candidates, mend)
+            return self._first_accuracy(key, candidates, mend, metrics)
         finally:
             self.seconds["evaluation"] += self._clock() - began
 
-    def _first_accuracy(self, key: str, candidates: list[Found], mend: str) -> float | None:
+    def _first_accuracy(
+        self, key: str, candidates: list[Found], mend: str, metrics: MetricObjects | None
+    ) -> float | None:
         faults = []
         for found in candidates or [Found("None", None, "")]:
             try:
-                value = self._accuracy_over(found.data)
+                value = self._accuracy_over(found.data, metrics)
             except Exception as error:
                 faults.append(f"{found.name!r} can't be evaluated ({_reason(error)})")
                 continue
             candidates[:] = [found] if candidates else []
             return value
         self._notices.say(key, f"{key} is null: {'; '.join(faults)}; {mend}")
+        if metrics is not None:
+            metrics.spoil("; ".join(faults))
         return None
 
-    def _accuracy_over(self, data: Any) -> float | None:
+    def _accuracy_over(self, data: Any, metrics: MetricObjects | None) -> float | None:
         assert self._model is not None
         evaluate, pairing = self._options.evaluate, self._training.pairing
         if evaluate is None:
             assert pairing is not None
-            return evaluation.accuracy(self._model, data, pairing)
+            return evaluation.accuracy(self._model, data, pairing, metrics)
         with undisturbed(self._model, data, evaluate), heard_by(None):
             return float(evaluate(self._model, data))
 
@@ -249,6 +282,53 @@ class Assessment:
         if not self._training.trained():
             return "no parameter was trained, so the model isn't known"
         return "no single module in reach owns everything that was trained"
+
+    # The user's metrics
+
+    def _metrics_of_training(self, said: Mapping[str, Any]) -> dict[str, Any]:
+        """What the user's metrics make of the training."""
+        if self._training.metrics_fault is not None:
+            self._metrics.spoil(self._training.metrics_fault)
+        return self._computed("train", said, "no criterion call was seen that a backward reached")
+
+    def _dev_metrics_wanted(self, number: int, said: Mapping[str, Any]) -> bool:
+        """Whether the dev set is due, and the user hasn't said by name what the metrics make of it."""
+        return number % self._options.evaluate_every == 0 and not self._metrics.absent("dev").keys() <= said.keys()
+
+    def _metrics_of_dev(self, said: Mapping[str, Any]) -> dict[str, Any]:
+        """What the user's metrics make of the dev set: fed by the pass for its accuracy, or by one of their own."""
+        if self._options.evaluate is not None:
+            self._metrics.spoil("evaluate= takes the place of the pass that would feed it")
+        elif not self._metrics.fed and not self._metrics.spoilt:
+            began = self._clock()
+            self._feed_with_dev()
+            self.seconds["evaluation"] += self._clock() - began
+        return self._computed("dev", said, "the dev set has no target that counts")
+
+    def _feed_with_dev(self) -> None:
+        """Go through the dev set for the metrics alone."""
+        pairing = self._training.pairing
+        if self._model is None or pairing is None or not self._dev:
+            unmodelled = f"{self._why_no_model()}; {_WATCH}" if self._model is None else None
+            unpaired = self._training.why_unpaired if pairing is None else "no dev set was found; give `dev=`"
+            self._metrics.spoil(unmodelled or unpaired)
+            return
+        faults = []
+        for found in self._dev:
+            try:
+                evaluation.accuracy(self._model, found.data, pairing, self._metrics)
+            except Exception as error:
+                faults.append(f"{found.name!r} can't be evaluated ({_reason(error)})")
+                continue
+            return
+        self._metrics.spoil("; ".join(faults))
+
+    def _computed(self, role: str, said: Mapping[str, Any], otherwise: str) -> dict[str, Any]:
+        values, faults = self._metrics.take(role, otherwise)
+        for key, fault in faults.items():
+            if key not in said:
+                self._notices.say(f"metric {key}", f"{key} is null: {fault}; say it with `epoch.log({key}=...)`")
+        return values
 
     # The end
 

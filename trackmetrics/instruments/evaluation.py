@@ -25,6 +25,8 @@ from .data import (
 from .discovery import unwrapped
 from .epoch_means import DeviceMean
 from .events import Listener, heard_by
+from .metric_objects import MetricObjects
+from .outcomes import of_output
 from .pairing import Pairing, PairingError
 from .tally import tally
 from .undisturbed import undisturbed
@@ -32,31 +34,58 @@ from .undisturbed import undisturbed
 _FEW = 16  # so many examples show whether their lengths differ
 
 
-def accuracy(model: torch.nn.Module, data: Any, pairing: Pairing) -> float:
+def accuracy(model: torch.nn.Module, data: Any, pairing: Pairing, metrics: MetricObjects | None = None) -> float | None:
     """Give the share of the set's targets that the model predicts right, in `eval()` under `no_grad`.
 
-    Raises `UnreadableError` or `PairingError` with the reason where the set can't be read or paired; whatever the
-    model raises comes through. The training is left undisturbed.
+    The user's `metrics`, where they are given, are fed with the set; of a regression, which has no accuracy, only that
+    is done. Raises `UnreadableError` or `PairingError` with the reason where the set can't be read or paired; whatever
+    the model raises comes through. The training is left undisturbed.
     """
     pairing.check_inputs(model)
+    if metrics is not None:
+        metrics.restart()
     with undisturbed(model, data):
-        share = _accuracy(model, open_source(data), pairing)
-    if share is None:
+        share = _accuracy(model, open_source(data), pairing, metrics)
+    if share is None and pairing.has_accuracy:
         raise UnreadableError("it has no target that counts")
     return share
 
 
-def _accuracy(model: torch.nn.Module, source: Source, pairing: Pairing) -> float | None:
+def _accuracy(model: torch.nn.Module, source: Source, pairing: Pairing, metrics: MetricObjects | None) -> float | None:
     mean = DeviceMean()
     for parts in _batches(model, source, pairing):
-        right, counted = judge(model, parts, pairing)
-        mean.add_sum(right, counted)
+        output, calls = run(model, parts)
+        if pairing.has_accuracy:
+            mean.add_sum(*_judged(output, calls, parts, pairing))
+        if metrics is not None:
+            try:
+                _feed(metrics, output, calls, parts, pairing)
+            except Exception as error:
+                if not pairing.has_accuracy:
+                    raise
+                metrics.spoil(str(error))  # the accuracy is none the worse for it
     return mean.take()
+
+
+def _feed(metrics: MetricObjects, output: Any, calls: list[Call], parts: Parts, pairing: Pairing) -> None:
+    """Feed metrics with a batch: with the criterion call inside the model, if there is one like the training's."""
+    inside = [call for call in calls if call.criterion.kind == pairing.kind]
+    if len(inside) == 1:
+        metrics.feed_call(inside[0])
+        return
+    if parts.target is None:
+        raise UnreadableError("there is no target to compare with")
+    outcome = of_output(main_output(output), parts.target, pairing)
+    if outcome is not None:
+        metrics.feed(outcome)
 
 
 def judge(model: torch.nn.Module, parts: Parts, pairing: Pairing) -> tuple[torch.Tensor, torch.Tensor | int]:
     """Run the model on a batch and count: right predictions, and targets that count."""
-    output, calls = run(model, parts)
+    return _judged(*run(model, parts), parts, pairing)
+
+
+def _judged(output: Any, calls: list[Call], parts: Parts, pairing: Pairing) -> tuple[torch.Tensor, torch.Tensor | int]:
     inside = [call for call in calls if call.has_accuracy]
     if len(inside) == 1:
         tallied = tally(inside)

@@ -1,0 +1,202 @@
+"""The user's metrics that are objects, such as torchmetrics': fed with what is observed, computed, begun anew.
+
+Whatever has `update(outputs, targets)`, `compute()` and `reset()` is one; no library of them is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from ..plain import to_plain
+from .criteria import Call
+from .events import heard_by
+from .outcomes import Outcome, of_call
+from .pairing import PairingError
+from .random_streams import restoring_streams
+
+_LONGEST = 300  # characters of an error of a metric's own
+
+
+class MetricObjects:
+    """A run's own copies of the user's metrics: first for an epoch's training, then for its dev set.
+
+    A metric that fails is left alone until the next `restart`. Nothing of what a metric does is heard by the run, and
+    it draws from streams of random numbers of its own.
+
+    >>> class Mean:
+    ...     def reset(self): self.values = []
+    ...     def update(self, outputs, targets): self.values.append(outputs)
+    ...     def compute(self): return torch.cat(self.values).mean()
+    >>> metrics = MetricObjects()
+    >>> metrics.begin({"mean": Mean()})
+    >>> metrics.feed(Outcome(torch.tensor([1.0, 2.0]), torch.zeros(2)))
+    >>> metrics.take("train", otherwise="nothing was trained")
+    ({'train_mean': 1.5}, {})
+    """
+
+    def __init__(self) -> None:
+        self._given: dict[str, Any] = {}
+        self._copies: dict[str, Any] = {}
+        self._uncopied: dict[str, str] = {}  # why there is no copy
+        self._devices: dict[str, torch.device] = {}
+        self._entries: dict[str, list[str]] = {}  # what follows a metric's name in the record, where that is known
+        self._streams: list[Callable[[], object]] = []
+        self._faults: dict[str, str] = {}
+        self._reason: str | None = None  # why none of them has a value
+        self._soft: torch.Tensor | None = None
+        self.fed = False
+
+    def begin(self, given: Mapping[str, Any]) -> None:
+        """Measure with these, by name, from here on. The same object under the same name isn't copied again."""
+        known = {name: one for name, one in self._copies.items() if given.get(name) is self._given[name]}
+        self._given, self._copies, self._uncopied = dict(given), known, {}
+        self._devices = {name: device for name, device in self._devices.items() if name in known}
+        with self._apart():
+            for name, metric in given.items():
+                if name not in known:
+                    try:
+                        self._copies[name] = copy.deepcopy(metric)
+                    except Exception as error:
+                        self._uncopied[name] = f"it can't be copied ({_told(error)})"
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was fed."""
+        self._faults = dict(self._uncopied)
+        self._reason = self._soft = None
+        self.fed = False
+        with self._apart():
+            for name, metric in self._copies.items():
+                self._spared(name, "reset()", metric.reset)
+
+    @property
+    def measures(self) -> bool:
+        """Whether there is any metric."""
+        return bool(self._given)
+
+    def feed_call(self, call: Call) -> None:
+        """Feed a criterion call's outputs and targets."""
+        try:
+            with torch.no_grad(), heard_by(None):
+                outcome = of_call(call)
+        except Exception as error:
+            self.spoil(str(error) if isinstance(error, PairingError) else _told(error))
+            return
+        if outcome is not None:
+            self.feed(outcome)
+
+    def feed(self, outcome: Outcome) -> None:
+        """Feed one batch."""
+        self.fed = True
+        try:
+            self._feed(outcome)
+        except Exception as error:
+            self.spoil(f"feeding it failed with {_told(error)}")
+
+    def _feed(self, outcome: Outcome) -> None:
+        if outcome.soft is not None:
+            self._soft = outcome.soft if self._soft is None else outcome.soft | self._soft.to(outcome.soft.device)
+        shapes = f"{list(outcome.outputs.shape)}, {list(outcome.targets.shape)}"
+        with self._apart(outcome.outputs.device.type):
+            for name in self._copies:
+                if name not in self._faults:
+                    self._spared(name, f"update() with shapes {shapes}", self._update, name, outcome)
+
+    def _update(self, name: str, outcome: Outcome) -> None:
+        metric, device = self._copies[name], outcome.outputs.device
+        if self._devices.get(name) != device and hasattr(metric, "to"):
+            moved = metric.to(device)
+            self._copies[name] = metric = metric if moved is None else moved
+        self._devices[name] = device
+        versions = outcome.outputs._version, outcome.targets._version
+        metric.update(outcome.outputs, outcome.targets)
+        if len(self._copies) > 1 and versions != (outcome.outputs._version, outcome.targets._version):
+            self.spoil(f"{name!r} overwrites what each of them is fed")
+
+    def spoil(self, reason: str) -> None:
+        """None of them has a right value, until they begin anew."""
+        self._reason = self._reason or reason
+
+    @property
+    def spoilt(self) -> bool:
+        """Whether none of them has a right value."""
+        return self._reason is not None
+
+    def take(self, role: str, otherwise: str) -> tuple[dict[str, Any], dict[str, str]]:
+        """Compute what the training or the dev set (the `role`) came to, and begin anew.
+
+        Gives values by their names in the record, and by the same names why one is None. Where nothing was fed, that
+        is `otherwise`.
+        """
+        if self._soft is not None and bool(self._soft):
+            self.spoil("the targets are probabilities, not classes")
+        if _several_processes():
+            self.spoil("it would have to be computed over several processes, which the run doesn't do")
+        values: dict[str, Any] = {}
+        faults: dict[str, str] = {}
+        with self._apart():
+            for name in self._given:
+                fault = self._reason or self._faults.get(name) or (None if self.fed else otherwise)
+                computed = None if fault else self._spared(name, "compute()", self._compute, name)
+                if computed is None:
+                    computed = dict.fromkeys(self._entries.get(name, [""]))
+                    faults |= {f"{role}_{name}{entry}": fault or self._faults[name] for entry in computed}
+                for entry, value in computed.items():
+                    key = f"{role}_{name}{entry}"
+                    if key in values:
+                        value, faults[key] = None, "two metrics give it; give one of them another name"
+                    values[key] = value
+        self.restart()
+        return values, faults
+
+    def absent(self, role: str) -> dict[str, None]:
+        """Give what stands in the record where nothing was to be measured."""
+        return {f"{role}_{name}{entry}": None for name in self._given for entry in self._entries.get(name, [""])}
+
+    def _compute(self, name: str) -> dict[str, Any]:
+        value = self._copies[name].compute()
+        several = isinstance(value, Mapping)
+        computed = {f"_{key}": to_plain(item) for key, item in value.items()} if several else {"": to_plain(value)}
+        self._entries[name] = list(computed)
+        return computed
+
+    def _spared(self, name: str, what: str, method: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return method(*args)
+        except Exception as error:
+            self._faults[name] = f"its {what} raised {_told(error)}"
+            return None
+
+    @contextlib.contextmanager
+    def _apart(self, *devices: str) -> Iterator[None]:
+        """What a metric does is no part of the training: it isn't heard, and draws from streams of its own."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._leave, list(restoring_streams(())))
+            for restore in self._streams:
+                restore()
+            for device in {"cpu", *devices}:
+                if torch.amp.is_autocast_available(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(heard_by(None))
+            yield
+
+    def _leave(self, theirs: list[Callable[[], object]]) -> None:
+        self._streams = list(restoring_streams(()))
+        for restore in theirs:
+            restore()
+
+
+def _told(error: Exception) -> str:
+    text = f"{type(error).__name__}: {error}".replace("\n", " ")
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
+def _several_processes() -> bool:
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
