@@ -75,9 +75,7 @@ def _feed(metrics: MetricObjects, output: Any, calls: list[Call], parts: Parts, 
         return
     if parts.target is None:
         raise UnreadableError("there is no target to compare with")
-    outcome = of_output(main_output(output), parts.target, pairing)
-    if outcome is not None:
-        metrics.feed(outcome)
+    metrics.feed(of_output(main_output(output), parts.target, pairing))
 
 
 def judge(model: torch.nn.Module, parts: Parts, pairing: Pairing) -> tuple[torch.Tensor, torch.Tensor | int]:

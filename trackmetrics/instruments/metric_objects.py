@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -18,7 +19,9 @@ from .events import heard_by
 from .outcomes import Outcome, of_call
 from .pairing import PairingError
 from .random_streams import restoring_streams
+from .readback import Coming
 
+_WAITING = 2**26  # bytes of batches of which it isn't known yet which of their targets count
 _LONGEST = 300  # characters of an error of a metric's own
 
 
@@ -49,7 +52,8 @@ class MetricObjects:
         self._faults: dict[str, str] = {}
         self._reason: str | None = None  # why none of them has a value
         self._soft: torch.Tensor | None = None
-        self.fed = False
+        self._waiting: deque[tuple[Outcome, Coming | None]] = deque()
+        self._fed = False
 
     def begin(self, given: Mapping[str, Any]) -> None:
         """Measure with these, by name, from here on. The same object under the same name isn't copied again."""
@@ -69,7 +73,8 @@ class MetricObjects:
         """Forget what was fed."""
         self._faults = dict(self._uncopied)
         self._reason = self._soft = None
-        self.fed = False
+        self._waiting.clear()
+        self._fed = False
         with self._apart():
             for name, metric in self._copies.items():
                 self._spared(name, "reset()", metric.reset)
@@ -87,20 +92,35 @@ class MetricObjects:
         except Exception as error:
             self.spoil(str(error) if isinstance(error, PairingError) else _told(error))
             return
-        if outcome is not None:
-            self.feed(outcome)
+        self.feed(outcome)
 
     def feed(self, outcome: Outcome) -> None:
-        """Feed one batch."""
-        self.fed = True
+        """Feed one batch: once it is known, without waiting for the device, how many of its targets count."""
         try:
-            self._feed(outcome)
+            counted = outcome.counted
+            self._waiting.append((outcome, None if counted is None else Coming(counted.sum())))
+            self._feed_waiting()
         except Exception as error:
             self.spoil(f"feeding it failed with {_told(error)}")
 
+    def _feed_waiting(self, to_the_last: bool = False) -> None:
+        """Feed what can be fed, in its order: else a single batch may wait, and several small ones."""
+        while self._waiting:
+            outcome, count = self._waiting[0]
+            if count is not None and not count.there and not to_the_last:
+                size = sum(waiting.nbytes for waiting, _ in self._waiting)
+                if len(self._waiting) == 1 or size <= _WAITING:
+                    return
+            self._waiting.popleft()
+            left = outcome.left(0 if count is None else count.get())
+            if left is not None:
+                self._feed(left)
+
     def _feed(self, outcome: Outcome) -> None:
+        self._fed = True
         if outcome.soft is not None:
-            self._soft = outcome.soft if self._soft is None else outcome.soft | self._soft.to(outcome.soft.device)
+            soft = outcome.soft.any()
+            self._soft = soft if self._soft is None else soft | self._soft.to(soft.device)
         shapes = f"{list(outcome.outputs.shape)}, {list(outcome.targets.shape)}"
         with self._apart(outcome.outputs.device.type):
             for name in self._copies:
@@ -118,6 +138,11 @@ class MetricObjects:
         if len(self._copies) > 1 and versions != (outcome.outputs._version, outcome.targets._version):
             self.spoil(f"{name!r} overwrites what each of them is fed")
 
+    @property
+    def fed(self) -> bool:
+        """Whether there was anything to feed."""
+        return self._fed or bool(self._waiting)
+
     def spoil(self, reason: str) -> None:
         """None of them has a right value, until they begin anew."""
         self._reason = self._reason or reason
@@ -133,6 +158,10 @@ class MetricObjects:
         Gives values by their names in the record, and by the same names why one is None. Where nothing was fed, that
         is `otherwise`.
         """
+        try:
+            self._feed_waiting(to_the_last=True)
+        except Exception as error:
+            self.spoil(f"feeding it failed with {_told(error)}")
         if self._soft is not None and bool(self._soft):
             self.spoil("the targets are probabilities, not classes")
         if _several_processes():
@@ -141,7 +170,7 @@ class MetricObjects:
         faults: dict[str, str] = {}
         with self._apart():
             for name in self._given:
-                fault = self._reason or self._faults.get(name) or (None if self.fed else otherwise)
+                fault = self._reason or self._faults.get(name) or (None if self._fed else otherwise)
                 computed = None if fault else self._spared(name, "compute()", self._compute, name)
                 if computed is None:
                     computed = dict.fromkeys(self._entries.get(name, [""]))

@@ -20,21 +20,42 @@ class Outcome(NamedTuple):
     """Tensors of our own: nobody minds what a metric does to them.
 
     Classes: `outputs` are their probabilities, `[N, C]` or `[N, C, ...]`, `targets` are indices without the `C`.
-    Binary: the probability of each element, and 0 or 1. Anything else: as the criterion was given them. Targets that
-    don't count are left out; the others stand one after the other then. `soft` says whether one of a binary
-    criterion's targets was neither 0 nor 1.
+    Binary: the probability of each element, and 0 or 1. Anything else: as the criterion was given them. `counted` says
+    which targets count, one after the other, None where all do; `soft` which targets of a binary criterion are neither
+    0 nor 1.
     """
 
     outputs: torch.Tensor
     targets: torch.Tensor
+    counted: torch.Tensor | None = None
     soft: torch.Tensor | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """How much memory it takes."""
+        return sum(part.nbytes for part in self if part is not None)
 
-def of_call(call: Call) -> Outcome | None:
-    """What a criterion call was given; None where no target of it counts.
+    def left(self, count: int) -> Outcome | None:
+        """Without the targets that don't count, one after the other; the same where all do, None where none does.
 
-    Raises `PairingError` where it has no outputs and targets of these kinds.
-    """
+        `count` is how many do: known before, the device isn't waited for.
+        """
+        if self.counted is None or count == len(self.counted):
+            return self._replace(counted=None) if self.targets.numel() else None
+        if not count:
+            return None
+        chosen = self.counted.to(torch.uint8).argsort(descending=True, stable=True)[:count]
+        outputs = self.outputs
+        if outputs.ndim == self.targets.ndim + 1:
+            outputs = outputs.movedim(1, -1).reshape(len(self.counted), -1)
+        else:
+            outputs = outputs.reshape(-1)
+        soft = None if self.soft is None else self.soft.reshape(-1)[chosen]
+        return Outcome(outputs[chosen], self.targets.reshape(-1)[chosen], None, soft)
+
+
+def of_call(call: Call) -> Outcome:
+    """What a criterion call was given. Raises `PairingError` where it has no outputs and targets of these kinds."""
     kind, function = call.criterion.kind, call.criterion.function
     if call.criterion.positions[:2] != ("input", "target"):
         raise PairingError(f"{function} has no outputs with a target each")
@@ -44,19 +65,16 @@ def of_call(call: Call) -> Outcome | None:
     if kind == "classes":
         if outputs.ndim == 1:
             outputs, targets = outputs[None], targets.reshape(1)
-        return _of_classes(_widened(outputs).softmax(1), targets, counted)
-    if counted is None and call.reduction == "none" and call.factor is not None:
+        return Outcome(_widened(outputs).softmax(1), targets.clone(), counted)
+    if call.reduction == "none" and call.factor is not None and (counted is None or len(counted) != targets.numel()):
         raise PairingError(f"which targets of {function} count isn't known with this shape and reduction='none'")
-    if counted is not None and not bool(counted.all()):
-        outputs, targets = outputs.reshape(len(counted), -1)[counted], targets.reshape(len(counted), -1)[counted]
-        outputs, targets = (part.squeeze(1) if part.shape[1] == 1 else part for part in (outputs, targets))
-    return _of_numbers(outputs, targets, kind, call.criterion.threshold) if targets.numel() else None
+    return _of_numbers(outputs, targets, counted, kind, call.criterion.threshold)
 
 
-def of_output(output: torch.Tensor, target: torch.Tensor, pairing: Pairing) -> Outcome | None:
+def of_output(output: torch.Tensor, target: torch.Tensor, pairing: Pairing) -> Outcome:
     """What a model's output is beside a set's target, in the shape in which the training's criterion was given them.
 
-    Raises `PairingError` where they can't be paired. None where no target counts.
+    Raises `PairingError` where they can't be paired.
     """
     if pairing.targets_changed:
         raise PairingError("the loop's targets are not those that its loader yields: it changes them on the way")
@@ -69,7 +87,7 @@ def of_output(output: torch.Tensor, target: torch.Tensor, pairing: Pairing) -> O
             scores = scores.softmax(-1)
         shape = _shape(scores.shape[:-1], dimensions)
         scores, target = scores.reshape(*shape, pairing.classes), target.reshape(shape)
-        return _of_classes(scores.movedim(-1, 1), target, (target != pairing.ignore_index).reshape(-1))
+        return Outcome(scores.movedim(-1, 1).clone(), target.clone(), (target != pairing.ignore_index).reshape(-1))
     if pairing.kind != "rows":
         if output.numel() != target.numel():
             raise PairingError(f"an output of shape {tuple(output.shape)} for a target of shape {tuple(target.shape)}")
@@ -77,26 +95,21 @@ def of_output(output: torch.Tensor, target: torch.Tensor, pairing: Pairing) -> O
         output, target = output.reshape(_shape(likely, dimensions)), target.reshape(_shape(likely, dimensions))
     elif target.ndim < dimensions:
         output, target = output[None], target[None]
-    return _of_numbers(output, target, pairing.kind, pairing.threshold)
+    return _of_numbers(output, target, None, pairing.kind, pairing.threshold)
 
 
-def _of_classes(probabilities: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor | None) -> Outcome | None:
-    """Of `[N, C, ...]`, those whose targets count."""
-    if counted is None or bool(counted.all()):
-        return Outcome(probabilities, targets.clone()) if targets.numel() else None
-    rows = probabilities.movedim(1, -1).reshape(len(counted), -1)[counted]
-    return Outcome(rows, targets.reshape(-1)[counted]) if len(rows) else None
-
-
-def _of_numbers(outputs: torch.Tensor, targets: torch.Tensor, kind: str, threshold: float) -> Outcome:
+def _of_numbers(
+    outputs: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor | None, kind: str, threshold: float
+) -> Outcome:
     """Of a batch of logits that all lie between 0 and 1, no metric can tell that they are none: give probabilities."""
     outputs = _widened(outputs)
     if outputs.ndim == 0:
         outputs, targets = outputs.reshape(1), targets.reshape(1)
     if kind != "binary":
-        return Outcome(outputs.clone(), _widened(targets).clone())
+        return Outcome(outputs.clone(), _widened(targets).clone(), counted)
     positive = targets > 0.5
-    return Outcome(outputs.clone() if threshold else outputs.sigmoid(), positive.long(), (targets != positive).any())
+    probabilities = outputs.clone() if threshold else outputs.sigmoid()
+    return Outcome(probabilities, positive.long(), counted, targets != positive)
 
 
 def _shape(shape: torch.Size, dimensions: int) -> tuple[int, ...]:
