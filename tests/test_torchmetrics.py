@@ -894,3 +894,15 @@ def test_the_file_has_the_values():
 
     (epoch,), _ = run_of({"f1": of_classes.MulticlassF1Score(2, average=None)})
     assert load_run("output/t_training_metrics.json").epochs[0].metrics == epoch.metrics
+
+
+def test_a_metric_built_inside_the_run():
+    """A metric's own hash needs what its constructor has yet to make; and what it is built with is no model's."""
+    train, dev = toy.loader(), toy.loader(10, seed=1)
+    with Tracker("t", train=train, dev=dev) as run:
+        model = nn.Sequential(nn.Linear(4, 2))
+        with run.epoch(metrics={"f1": f1()}):
+            toy.train_epoch(model, torch.optim.SGD(model.parameters(), lr=0.1), train)
+    assert run.record.epochs[0].metrics["train_f1"] is not None
+    assert run.record.metadata.hyperparameters.model["class"] == "Sequential"
+    assert not run.record.extensions.get("warnings")
