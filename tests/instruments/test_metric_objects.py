@@ -186,7 +186,8 @@ def test_what_waits_is_bounded_and_comes_in_order(monkeypatch):
     metrics.begin({"order": Order()})
     targets = [torch.tensor([number, 1, number]) for number in range(9)]
     size = Outcome(torch.rand(3, 9), targets[0], targets[0] != 1).nbytes
-    monkeypatch.setattr(metric_objects, "_WAITING", 4 * size)
+    monkeypatch.setattr(metric_objects, "_LATE_BYTES", 4 * size)
+    monkeypatch.setattr(metric_objects, "_BATCHES", 2)
     for one in targets:
         metrics.feed(Outcome(torch.rand(3, 9), one, one != 1))
     assert metrics._copies["order"].fed == [[0, 0], [2, 2], [3, 3], [4, 4]]  # of the second, none counts
@@ -235,14 +236,15 @@ def test_a_metric_is_moved_to_where_the_outputs_are():
     metrics.begin({"a": Moving(True), "b": Moving(False), "c": Accuracy()})
     for _ in range(3):
         metrics.feed(Outcome(torch.rand(2, 3), torch.tensor([0, 1])))
-    assert moved == ["cpu", "cpu"]
     assert metrics.take("train", "")[0].keys() == {"train_a", "train_b", "train_c"}
+    assert moved == ["cpu", "cpu"]
     metrics.begin({"a": Moving(True)})
     metrics.feed(Outcome(torch.rand(2, 3, device="meta"), torch.zeros(2, dtype=torch.int64, device="meta")))
+    assert metrics.take("dev", "") == ({"dev_a": ["meta"]}, {})
     assert moved[-1] == "meta"
 
 
-def test_metrics_draw_from_streams_of_their_own():
+def test_metrics_draw_from_streams_of_their_own(monkeypatch):
     """Two updates in a row draw different numbers, and the training's next number is what it would have been."""
 
     class Drawn(Accuracy):
@@ -252,12 +254,11 @@ def test_metrics_draw_from_streams_of_their_own():
         def compute(self):
             return self.values
 
+    monkeypatch.setattr(metric_objects, "_BATCHES", 1)
     torch.manual_seed(5)
     expected = torch.rand(3).tolist()
-    torch.manual_seed(5)
     metrics = MetricObjects()
     metrics.begin({"drawn": Drawn()})
-    batch = Outcome(torch.rand(2, 3)[:0], torch.zeros(0))
     torch.manual_seed(5)
     drawn = []
     for _ in range(3):
@@ -266,4 +267,3 @@ def test_metrics_draw_from_streams_of_their_own():
     assert drawn == pytest.approx(expected)
     values = metrics.take("train", "")[0]["train_drawn"]
     assert len(set(values)) == 3
-    assert batch.left(0) is None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +21,9 @@ from .pairing import PairingError
 from .random_streams import restoring_streams
 from .readback import Coming
 
-_WAITING = 2**26  # bytes of batches of which it isn't known yet which of their targets count
+_BATCHES = 32  # batches that wait to be fed together, and the bytes that they may take
+_BYTES = 2**20
+_LATE_BYTES = 2**26  # the same where it isn't known yet how many of their targets count
 _LONGEST = 300  # characters of an error of a metric's own
 
 
@@ -53,6 +55,7 @@ class MetricObjects:
         self._reason: str | None = None  # why none of them has a value
         self._soft: torch.Tensor | None = None
         self._waiting: deque[tuple[Outcome, Coming | None]] = deque()
+        self._bytes = 0
         self._fed = False
 
     def begin(self, given: Mapping[str, Any]) -> None:
@@ -74,6 +77,7 @@ class MetricObjects:
         self._faults = dict(self._uncopied)
         self._reason = self._soft = None
         self._waiting.clear()
+        self._bytes = 0
         self._fed = False
         with self._apart():
             for name, metric in self._copies.items():
@@ -95,26 +99,35 @@ class MetricObjects:
         self.feed(outcome)
 
     def feed(self, outcome: Outcome) -> None:
-        """Feed one batch: once it is known, without waiting for the device, how many of its targets count."""
+        """Feed one batch: together with others, once it is known how many of its targets count."""
         try:
             counted = outcome.counted
             self._waiting.append((outcome, None if counted is None else Coming(counted.sum())))
-            self._feed_waiting()
+            self._bytes += outcome.nbytes
+            if len(self._waiting) >= _BATCHES or self._bytes >= _BYTES:
+                self._feed_waiting()
         except Exception as error:
             self.spoil(f"feeding it failed with {_told(error)}")
 
     def _feed_waiting(self, to_the_last: bool = False) -> None:
-        """Feed what can be fed, in its order: else a single batch may wait, and several small ones."""
-        while self._waiting:
-            outcome, count = self._waiting[0]
-            if count is not None and not count.there and not to_the_last:
-                size = sum(waiting.nbytes for waiting, _ in self._waiting)
-                if len(self._waiting) == 1 or size <= _WAITING:
-                    return
-            self._waiting.popleft()
-            left = outcome.left(0 if count is None else count.get())
-            if left is not None:
-                self._feed(left)
+        """Feed what waits, in its order; unless `to_the_last`, only as far as the device needn't be waited for."""
+        if not self._can_feed(to_the_last):
+            return
+        with self._apart({outcome.outputs.device.type for outcome, _ in self._waiting}):
+            while self._can_feed(to_the_last):
+                outcome, count = self._waiting.popleft()
+                self._bytes -= outcome.nbytes
+                left = outcome.left(0 if count is None else count.get())
+                if left is not None:
+                    self._feed(left)
+
+    def _can_feed(self, to_the_last: bool) -> bool:
+        """Whether the first that waits is to be fed: one that isn't there is when too much waits behind it."""
+        if not self._waiting:
+            return False
+        count = self._waiting[0][1]
+        too_many = len(self._waiting) > 1 and self._bytes > _LATE_BYTES
+        return to_the_last or too_many or count is None or count.there
 
     def _feed(self, outcome: Outcome) -> None:
         self._fed = True
@@ -122,10 +135,9 @@ class MetricObjects:
             soft = outcome.soft.any()
             self._soft = soft if self._soft is None else soft | self._soft.to(soft.device)
         shapes = f"{list(outcome.outputs.shape)}, {list(outcome.targets.shape)}"
-        with self._apart(outcome.outputs.device.type):
-            for name in self._copies:
-                if name not in self._faults:
-                    self._spared(name, f"update() with shapes {shapes}", self._update, name, outcome)
+        for name in self._copies:
+            if name not in self._faults:
+                self._spared(name, f"update() with shapes {shapes}", self._update, name, outcome)
 
     def _update(self, name: str, outcome: Outcome) -> None:
         metric, device = self._copies[name], outcome.outputs.device
@@ -202,7 +214,7 @@ class MetricObjects:
             return None
 
     @contextlib.contextmanager
-    def _apart(self, *devices: str) -> Iterator[None]:
+    def _apart(self, devices: Iterable[str] = ()) -> Iterator[None]:
         """What a metric does is no part of the training: it isn't heard, and draws from streams of its own."""
         with contextlib.ExitStack() as stack:
             stack.callback(self._leave, list(restoring_streams(())))
