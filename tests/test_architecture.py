@@ -25,6 +25,7 @@ FLOORS = [
     ["display"],
     ["options", "validation"],
     ["instruments"],
+    ["users_metrics"],
     ["assessment"],
     ["engine"],
     ["run"],

@@ -29,6 +29,7 @@ from .instruments.undisturbed import undisturbed
 from .notices import Notices
 from .options import Options
 from .record import METRIC_KEYS, FinalInference, FinalResults
+from .users_metrics import UsersMetrics
 
 _EPOCH_ARGUMENTS = ("num_epochs", "epochs", "n_epochs", "max_epochs", "num_train_epochs")
 _last_path: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
@@ -38,7 +39,8 @@ _WATCH = "name it with `tracker.watch(model)`"
 class Assessment:
     """Works out one run's values; holds model and data only while the run lives.
 
-    `seconds` is what evaluation and inference took, `attention` the manifest of the maps in the final inference.
+    `seconds` is what evaluation and inference took, `attention` the manifest of the maps in the final inference,
+    `users_metrics` what the user gave as `metrics=`.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class Assessment:
         self._device: torch.device | None = None
         self._train = _given("train", options.train)
         self._dev = _given("dev", options.dev)
-        self._metrics = MetricObjects()
+        self.users_metrics = UsersMetrics(options.metrics, training, notices)
         self._schedulers: list[Any] = []
         self._namespaces: dict[str, Any] = {}
         self._seed: int | None = None
@@ -76,19 +78,6 @@ class Assessment:
         """Note the seed, before anything of the first epoch is drawn."""
         if self._seed is None:
             self._seed = torch.initial_seed()
-
-    def measure(self, metrics: Mapping[str, Any]) -> None:
-        """Feed an epoch's training to the user's metrics: those of the run, and these of the epoch alone."""
-        given = {**(self._options.metrics or {}), **metrics}
-        if not given and not self._metrics.measures:
-            return
-        self._training.feed(None)
-        try:
-            self._metrics.begin(given)
-        except Exception:
-            self._metrics = MetricObjects()  # what is left in the old ones is of an earlier epoch
-            raise
-        self._training.feed(self._metrics if given else None)
 
     # An epoch
 
@@ -108,11 +97,10 @@ class Assessment:
             self._namespaces = hyperparameters.spread(scope.parsed_arguments())
         said, metrics = self._said(values)
         measured: dict[str, Any] = {}
-        wanted = False
-        if self._metrics.measures:
-            with self._spared("the training's metrics"):
-                measured |= self._metrics_of_training(metrics)
-                wanted = self._dev_metrics_wanted(number, metrics)
+        wanted: MetricObjects | None = None
+        with self._spared("metrics="):
+            measured |= self.users_metrics.of_training(metrics)
+            wanted = self.users_metrics.wanted(number % self._options.evaluate_every == 0, metrics)
         found = {
             "train_loss": observation.loss,
             "train_accuracy": observation.accuracy,
@@ -123,10 +111,9 @@ class Assessment:
                 found["dev_accuracy"] = self._evaluated_by_user(observation)
             if found.get("dev_accuracy") is None and number % self._options.evaluate_every == 0:
                 with self._spared("dev_accuracy"):
-                    found["dev_accuracy"] = self._dev_accuracy(self._metrics if wanted else None)
-        if self._metrics.measures:
-            with self._spared("the dev set's metrics"):
-                measured |= self._metrics_of_dev(metrics) if wanted else self._metrics.absent("dev")
+                    found["dev_accuracy"] = self._dev_accuracy(wanted)
+        with self._spared("metrics="):
+            measured |= self.users_metrics.of_dev(wanted, metrics, self._feed_with_dev)
         own = {key: said[key] if key in said else found.get(key) for key in METRIC_KEYS}
         with self._spared("what is missing"):
             self._say_what_is_missing(own, said, observation)
@@ -283,52 +270,27 @@ class Assessment:
             return "no parameter was trained, so the model isn't known"
         return "no single module in reach owns everything that was trained"
 
-    # The user's metrics
-
-    def _metrics_of_training(self, said: Mapping[str, Any]) -> dict[str, Any]:
-        """What the user's metrics make of the training."""
-        if self._training.metrics_fault is not None:
-            self._metrics.spoil(self._training.metrics_fault)
-        return self._computed("train", said, "no criterion call was seen that a backward reached")
-
-    def _dev_metrics_wanted(self, number: int, said: Mapping[str, Any]) -> bool:
-        """Whether the dev set is due, and the user hasn't said by name what the metrics make of it."""
-        return number % self._options.evaluate_every == 0 and not self._metrics.absent("dev").keys() <= said.keys()
-
-    def _metrics_of_dev(self, said: Mapping[str, Any]) -> dict[str, Any]:
-        """What the user's metrics make of the dev set: fed by the pass for its accuracy, or by one of their own."""
-        if self._options.evaluate is not None:
-            self._metrics.spoil("evaluate= takes the place of the pass that would feed it")
-        elif not self._metrics.fed and not self._metrics.spoilt:
-            began = self._clock()
-            self._feed_with_dev()
-            self.seconds["evaluation"] += self._clock() - began
-        return self._computed("dev", said, "the dev set has no target that counts")
-
-    def _feed_with_dev(self) -> None:
-        """Go through the dev set for the metrics alone."""
+    def _feed_with_dev(self, metrics: MetricObjects) -> None:
+        """Go through the dev set for the user's metrics alone."""
         pairing = self._training.pairing
-        if self._model is None or pairing is None or not self._dev:
-            unmodelled = f"{self._why_no_model()}; {_WATCH}" if self._model is None else None
-            unpaired = self._training.why_unpaired if pairing is None else "no dev set was found; give `dev=`"
-            self._metrics.spoil(unmodelled or unpaired)
-            return
-        faults = []
-        for found in self._dev:
-            try:
-                evaluation.accuracy(self._model, found.data, pairing, self._metrics)
-            except Exception as error:
-                faults.append(f"{found.name!r} can't be evaluated ({_reason(error)})")
-                continue
-            return
-        self._metrics.spoil("; ".join(faults))
-
-    def _computed(self, role: str, said: Mapping[str, Any], otherwise: str) -> dict[str, Any]:
-        values, faults = self._metrics.take(role, otherwise)
-        for key, fault in faults.items():
-            if key not in said:
-                self._notices.say(f"metric {key}", f"{key} is null: {fault}; say it with `epoch.log({key}=...)`")
-        return values
+        if self._options.evaluate is not None:
+            metrics.spoil("evaluate= takes the place of the pass that would feed it")
+        elif self._model is None:
+            metrics.spoil(f"{self._why_no_model()}; {_WATCH}")
+        elif pairing is None or not self._dev:
+            metrics.spoil(self._training.why_unpaired if pairing is None else "no dev set was found; give `dev=`")
+        else:
+            began = self._clock()
+            faults = []
+            for found in self._dev:
+                try:
+                    evaluation.accuracy(self._model, found.data, pairing, metrics)
+                    break
+                except Exception as error:
+                    faults.append(f"{found.name!r} can't be evaluated ({_reason(error)})")
+            else:
+                metrics.spoil("; ".join(faults))
+            self.seconds["evaluation"] += self._clock() - began
 
     # The end
 

@@ -125,8 +125,8 @@ class Engine:
         """
         with self._spared("seed"):
             self._assessment.epoch_begins()
-        with self._spared("metrics"):
-            self._assessment.measure(metrics or {})
+        with self._spared("metrics="):
+            self._assessment.users_metrics.epoch_begins(metrics or {})
         if self._progress.live:
             with self._spared("progress"):
                 self._show_epoch(steps)

@@ -42,8 +42,8 @@ def accuracy(model: torch.nn.Module, data: Any, pairing: Pairing, metrics: Metri
     the model raises comes through. The training is left undisturbed.
     """
     pairing.check_inputs(model)
-    if metrics is not None:
-        metrics.restart()
+    if metrics is not None and (metrics.fed or metrics.spoilt):
+        metrics.restart()  # another set was tried before
     with undisturbed(model, data):
         share = _accuracy(model, open_source(data), pairing, metrics)
     if share is None and pairing.has_accuracy:

@@ -49,7 +49,7 @@ class MetricObjects:
         self._copies: dict[str, Any] = {}
         self._uncopied: dict[str, str] = {}  # why there is no copy
         self._devices: dict[str, torch.device] = {}
-        self._entries: dict[str, list[str]] = {}  # what follows a metric's name in the record, where that is known
+        self.entries: dict[str, list[str]] = {}  # what follows a metric's name in the record, where that is known
         self._streams: list[Callable[[], object]] = []
         self._faults: dict[str, str] = {}
         self._reason: str | None = None  # why none of them has a value
@@ -58,9 +58,18 @@ class MetricObjects:
         self._bytes = 0
         self._fed = False
 
+    @classmethod
+    def lost(cls, given: Mapping[str, Any], entries: dict[str, list[str]], reason: str) -> MetricObjects:
+        """Metrics none of which has a value."""
+        metrics = cls()
+        metrics._given, metrics.entries = dict(given), entries
+        metrics._uncopied = dict.fromkeys(given, reason)
+        metrics._faults = dict(metrics._uncopied)
+        return metrics
+
     def begin(self, given: Mapping[str, Any]) -> None:
         """Measure with these, by name, from here on. The same object under the same name isn't copied again."""
-        known = {name: one for name, one in self._copies.items() if given.get(name) is self._given[name]}
+        known = {name: one for name, one in self._copies.items() if given.get(name) is self._given.get(name)}
         self._given, self._copies, self._uncopied = dict(given), known, {}
         self._devices = {name: device for name, device in self._devices.items() if name in known}
         with self._apart():
@@ -73,7 +82,7 @@ class MetricObjects:
         self.restart()
 
     def restart(self) -> None:
-        """Forget what was fed."""
+        """Forget what was fed, and why it had no value."""
         self._faults = dict(self._uncopied)
         self._reason = self._soft = None
         self._waiting.clear()
@@ -82,11 +91,6 @@ class MetricObjects:
         with self._apart():
             for name, metric in self._copies.items():
                 self._spared(name, "reset()", metric.reset)
-
-    @property
-    def measures(self) -> bool:
-        """Whether there is any metric."""
-        return bool(self._given)
 
     def feed_call(self, call: Call) -> None:
         """Feed a criterion call's outputs and targets."""
@@ -185,7 +189,7 @@ class MetricObjects:
                 fault = self._reason or self._faults.get(name) or (None if self._fed else otherwise)
                 computed = None if fault else self._spared(name, "compute()", self._compute, name)
                 if computed is None:
-                    computed = dict.fromkeys(self._entries.get(name, [""]))
+                    computed = dict.fromkeys(self.entries.get(name, [""]))
                     faults |= {f"{role}_{name}{entry}": fault or self._faults[name] for entry in computed}
                 for entry, value in computed.items():
                     key = f"{role}_{name}{entry}"
@@ -197,13 +201,13 @@ class MetricObjects:
 
     def absent(self, role: str) -> dict[str, None]:
         """Give what stands in the record where nothing was to be measured."""
-        return {f"{role}_{name}{entry}": None for name in self._given for entry in self._entries.get(name, [""])}
+        return {f"{role}_{name}{entry}": None for name in self._given for entry in self.entries.get(name, [""])}
 
     def _compute(self, name: str) -> dict[str, Any]:
         value = self._copies[name].compute()
         several = isinstance(value, Mapping)
         computed = {f"_{key}": to_plain(item) for key, item in value.items()} if several else {"": to_plain(value)}
-        self._entries[name] = list(computed)
+        self.entries[name] = list(computed)
         return computed
 
     def _spared(self, name: str, what: str, method: Callable[..., Any], *args: Any) -> Any:

@@ -209,7 +209,7 @@ class TrainingMetrics:
             call.keep()
         else:
             if feeds and self.metrics is not None:
-                self.metrics.feed_call(call)
+                self._spare(self.metrics, self.metrics.feed_call, call)
                 self._fed.add(call)
             settle([call])
 
@@ -226,7 +226,7 @@ class TrainingMetrics:
         backwards = self._backwards or self._differentiated
         self._backwards, self._differentiated = [], []
         if self.metrics is not None and backwards:
-            self._feed(self.metrics, backwards)
+            self._spare(self.metrics, self._feed, self.metrics, backwards)
         only = backwards[0].calls[0] if len(backwards) == 1 and len(backwards[0].calls) == 1 else None
         if only is not None and only.factor is None:  # one forward, one reduced criterion, one backward
             self._means.add(only, True, only.has_accuracy)
@@ -235,6 +235,13 @@ class TrainingMetrics:
             losses, judged = self._add_loss(backwards), self._judged(backwards)
             for call in dict.fromkeys([*losses, *judged]):
                 self._means.add(call, call in losses, call in judged)
+
+    def _spare(self, metrics: MetricObjects, method: Callable[..., None], *args: Any) -> None:
+        """A fault of feeding metrics costs these alone."""
+        try:
+            method(*args)
+        except Exception as error:
+            metrics.spoil(f"its instrument failed with {error!r}")
 
     def _feed(self, metrics: MetricObjects, backwards: list[_Backward]) -> None:
         """Feed metrics with the step's calls, but for those that they have been fed with."""
