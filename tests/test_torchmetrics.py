@@ -2,8 +2,12 @@
 
 import contextlib
 import copy
+import os
+import subprocess
+import sys
 import threading
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -179,6 +183,16 @@ def test_a_model_that_returns_probabilities():
         return loop
 
     assert_same(build, error=of_classes.MulticlassCalibrationError(CLASSES))
+
+
+def test_logits_between_nought_and_one():
+    """Logits of a batch that could be probabilities are put through the softmax as those of any other are."""
+    sets = loaders(classes, batch_size=1)
+    assert_same(
+        lambda: Loop(sets, F.cross_entropy, lambda outputs, targets: (outputs.softmax(1), targets), scale=0.3),
+        error=of_classes.MulticlassCalibrationError(CLASSES),
+        auroc=of_classes.MulticlassAUROC(CLASSES),
+    )
 
 
 def test_binary_logits_between_nought_and_one():
@@ -906,3 +920,37 @@ def test_a_metric_built_inside_the_run():
     assert run.record.epochs[0].metrics["train_f1"] is not None
     assert run.record.metadata.hyperparameters.model["class"] == "Sequential"
     assert not run.record.extensions.get("warnings")
+
+
+RANK = """
+import sys, torch, toy, trackmetrics
+from torchmetrics.classification import MulticlassF1Score
+rank, store = sys.argv[1:]
+torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=2)
+train, dev, model = toy.loader(), toy.loader(10, seed=1), toy.model()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+metrics = {"f1": MulticlassF1Score(2)}
+with trackmetrics.Tracker("t", part=f"rank{rank}", train=train, dev=dev, metrics=metrics) as run, run.epoch():
+    toy.train_epoch(model, optimizer, train)
+print(run.record.epochs[0].metrics)
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_several_processes(tmp_path):
+    """A value of one process's share would be taken for that of all: null, and said."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(toy.__file__).parent)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(rank), str(tmp_path / "store")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for rank in range(2)
+    ]
+    for process in started:
+        output, said = process.communicate(timeout=120)
+        assert "{'train_f1': None, 'dev_f1': None}" in output, said
+        assert "train_f1 is null: it would have to be computed over several processes" in said
