@@ -17,7 +17,7 @@ def test_the_code_of_a_page_runs(page, tmp_path):
     code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
     (tmp_path / "page.py").write_text(code)
     done = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    if "MissingExtraError" in done.stderr:
+    if re.search("MissingExtraError|No module named 'torchmetrics'", done.stderr):
         pytest.skip(done.stderr.splitlines()[-1])
     assert done.returncode == 0, done.stderr
     warned = re.findall(r"TrackmetricsWarning: (.*)", done.stderr)

@@ -247,6 +247,41 @@ def said(run):
     return model, optimizer
 
 
+class Share:
+    """A metric: how much of what it is fed its targets are, weighted by the outputs."""
+
+    def __init__(self):
+        self.parts = []
+
+    def update(self, outputs, targets):
+        self.parts.append((outputs.double().square().sum() + targets.double().sum(), targets.numel()))
+
+    def compute(self):
+        return sum(part for part, _ in self.parts) / sum(number for _, number in self.parts)
+
+    def reset(self):
+        self.parts = []
+
+
+def measured(run):
+    """Metrics of the user's: targets that are ignored, an evaluation in the body."""
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(20), nn.Linear(20, 3))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    train, dev = loader(12), loader(6, seed=1)
+    for number in range(2):
+        with run.epoch(metrics={"again": Share()} if number else None):
+            model.train()
+            for inputs, targets in train:
+                optimizer.zero_grad()
+                F.cross_entropy(model(inputs), targets, ignore_index=1).backward()
+                optimizer.step()
+            model.eval()
+            with torch.no_grad():
+                for inputs, targets in dev:
+                    F.cross_entropy(model(inputs), targets, ignore_index=1)
+    return model, optimizer
+
+
 def finalize(model, example):
     return FinalInference("x", model(example[0][None])[0].log_softmax(-1), [])
 
@@ -255,9 +290,10 @@ SCENES = {
     classification: {},
     evaluating: {},
     language: {},
-    closures: {},
+    closures: {"metrics": {"share": Share()}},
     by_hand: {},
-    inside: {},
+    inside: {"metrics": {"share": Share()}},
+    measured: {"metrics": {"share": Share(), "other": Share()}},
     unowned: {},
     said: {
         "train": list(zip(*tensors(3))),
@@ -273,7 +309,7 @@ class Untracked:
     """Stands for a run where there is none."""
 
     @contextlib.contextmanager
-    def epoch(self, every=None):
+    def epoch(self, every=None, metrics=None):
         yield self
 
     epochs = epoch
@@ -495,7 +531,7 @@ def names(message, place):
     _, part, *rest = place.split("/")
     own = rest[-1] if part == "epochs" else ".".join([part, *rest[:1]])
     wholes = {
-        "epochs": ("the epoch's record", "what the epoch is told"),
+        "epochs": ("the epoch's record", "what the epoch is told", "metrics="),
         "final_results": ("final_results and final_inference", own.replace("final_results.dev", "dev")),
         "final_inference": ("final_results and final_inference", "final_inference"),
         "metadata": ("metadata.device and metadata.hyperparameters", "gradient_norm"),  # that knows what is trained

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from trackmetrics import Tracker
 from trackmetrics.errors import ArgumentError, InvalidNameError
 from trackmetrics.options import Options, OptionValues, make_options
+from trackmetrics.record import METRIC_KEYS
 
 NAME_MEND = "of letters, digits, spaces, '_', '-' and '.', such as 'letter_counting'"
 OPTIONS = (
     "the options are part, output_dir, train, dev, example, evaluate, evaluate_every, final_train_accuracy, "
-    "finalize, describe, attention, hyperparameters, sinks, resume, keep_previous, max_inline_mb, progress, extensions"
+    "finalize, describe, attention, hyperparameters, metrics, sinks, resume, keep_previous, max_inline_mb, progress, "
+    "extensions"
 )
 
 
@@ -34,6 +37,26 @@ def train_anything(args, **kwargs):
     """A function that takes any names."""
 
 
+class Metric:
+    """What has the three methods."""
+
+    def __repr__(self):
+        return "a metric"
+
+    def update(self, outputs, targets):
+        """Take a batch."""
+
+    def compute(self):
+        """Give the value."""
+
+    def reset(self):
+        """Begin anew."""
+
+
+SUCH_AS = (
+    ", such as {'f1': MulticlassF1Score(num_classes=3)}",
+    "; give an object, such as MulticlassF1Score(num_classes=3)",
+)
 SIGNATURE = inspect.signature(train_classifier)
 ANY = inspect.signature(train_anything)
 
@@ -61,6 +84,7 @@ def test_the_defaults_are_right():
         "describe": None,
         "attention": "mean",
         "hyperparameters": None,
+        "metrics": None,
         "sinks": (),
         "resume": False,
         "keep_previous": False,
@@ -93,6 +117,8 @@ def test_the_typed_names_are_the_options():
         ("describe", str),
         ("hyperparameters", {"seed": 7, "model": {"layers": 2}}),
         ("hyperparameters", MappingProxyType({"lr": np.float32(0.5)})),
+        ("metrics", {}),
+        ("metrics", MappingProxyType({"f1": Metric()})),
         ("progress", True),
         ("progress", False),
         ("extensions", False),
@@ -127,6 +153,13 @@ def test_each_option_takes_what_is_right(name, value):
         ("attention", True, "attention is True, of type bool; give 'mean', 'heads' or False"),
         ("attention", np.zeros(2), "attention is array([0., 0.]), of type ndarray; give 'mean', 'heads' or False"),
         ("attention", "all", "attention is 'all', of type str; give 'mean', 'heads' or False"),
+        ("metrics", Metric(), f"metrics is a metric, of type Metric; give a dict of names and metrics{SUCH_AS[0]}"),
+        ("metrics", [Metric()], f"metrics is [a metric], of type list; give a dict of names and metrics{SUCH_AS[0]}"),
+        ("metrics", {5: Metric()}, "metrics has the name 5; give a text, such as 'f1'"),
+        ("metrics", {"": Metric()}, "metrics has the name ''; give a text, such as 'f1'"),
+        ("metrics", {"f1": Metric}, f"metrics['f1'] is <class '{Metric.__module__}.Metric'>, a class{SUCH_AS[1]}"),
+        ("metrics", {"f1": 0.5}, f"metrics['f1'] is 0.5, without update, compute, reset{SUCH_AS[1]}"),
+        ("metrics", {"f1": set()}, f"metrics['f1'] is set(), without compute, reset{SUCH_AS[1]}"),
         ("evaluate_every", 0, "evaluate_every is 0, of type int; give a whole number of epochs, 1 or more"),
         ("evaluate_every", -1, "evaluate_every is -1, of type int; give a whole number of epochs, 1 or more"),
         ("evaluate_every", 2.0, "evaluate_every is 2.0, of type float; give a whole number of epochs, 1 or more"),
@@ -411,3 +444,22 @@ def test_without_given_hyperparameters_both_sections_are_empty():
     for values in ({}, {"hyperparameters": None}, {"hyperparameters": {}}):
         assert make_options("t", values).given_hyperparameters("model") == {}
         assert make_options("t", values).given_hyperparameters("training") == {}
+
+
+@pytest.mark.parametrize("key", METRIC_KEYS)
+def test_metrics_have_no_names_of_the_records_own(key):
+    """`train_loss` and the like are what the run measures itself."""
+    role, _, name = key.partition("_")
+    if role in ("train", "dev"):
+        message = message_of(make_options, "t", {"metrics": {name: Metric()}})
+        assert message == f"metrics[{name!r}] collides with what the run measures itself; choose another name"
+
+
+@pytest.mark.parametrize("call", ["epoch", "epochs"])
+def test_an_epochs_metrics_are_checked_before_it(call, tmp_path):
+    """As those of the run are, and also outside an epoch."""
+    with Tracker("t", output_dir=tmp_path, train=[], dev=[]) as run:
+        begin = run.epoch if call == "epoch" else lambda metrics: run.epochs(every=1, metrics=metrics)
+        assert "metrics is 5, of type int" in message_of(begin, metrics=5)
+        with run.epoch(metrics=None) as epoch:
+            epoch.log(train_loss=0.5, train_accuracy=0.5, dev_accuracy=0.5, gradient_norm=0.5)

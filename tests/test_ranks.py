@@ -129,6 +129,50 @@ def test_gradients_that_the_loop_averages_are_no_guess(tmp_path, expected):
         assert norm is None
 
 
+@pytest.mark.parametrize(
+    ("parallel", "ranks", "dev"),
+    [("sharded", 2, "apart"), ("replicated", 4, "examples"), ("replicated", 2, "first")],
+)
+def test_metrics_are_computed_of_what_all_ranks_were_fed(tmp_path, parallel, ranks, dev):
+    """Sums and lists of their states, alone and in a collection; one that can't is null, and that is said once."""
+    pytest.importorskip("torchmetrics")
+    (whole,) = train(tmp_path / "whole", 1, "--metrics", "all")
+    found = train(tmp_path / "shared", ranks, "--parallel", parallel, "--dev", dev, "--metrics", "all")
+    for own, other in zip(found[0]["record"]["metrics"], whole["record"]["metrics"], strict=True):
+        assert own.keys() == other.keys()
+        for name in ("all_f1", "all_confusion", "auroc"):
+            for role in ("train", "dev"):
+                np.testing.assert_allclose(own[f"{role}_{name}"], other[f"{role}_{name}"], rtol=1e-6)
+        assert own["train_counts"] is None
+        alone = dev == "first"  # by the first rank, which has them all
+        assert own["dev_counts"] == (other["dev_counts"] if alone else None)
+    first = whole["record"]["metrics"][0]
+    assert np.sum(first["train_all_confusion"]) == first["train_counts"]
+    names = ["train_counts"] if dev == "first" else ["train_counts", "dev_counts"]
+    assert found[0]["said"] == [
+        f"{name} is null: its state can't be put together over ranks, as torchmetrics' can; "
+        f"say it with `epoch.log({name}=...)`"
+        for name in names
+    ]
+    for own in found[1:]:
+        assert own["said"] == []
+        assert own["record"]["metrics"] == found[0]["record"]["metrics"]
+
+
+def test_metrics_that_a_rank_lacks(tmp_path):
+    """They are null, the reason said once; the others have their values."""
+    pytest.importorskip("torchmetrics")
+    found = train(tmp_path, 2, "--parallel", "replicated", "--metrics", "first")
+    said = [text for text in found[0]["said"] if "auroc" in text]
+    assert said == [
+        f"{role}_auroc is null: rank 1 doesn't measure it; say it with `epoch.log({role}_auroc=...)`"
+        for role in ("train", "dev")
+    ]
+    for epoch in found[0]["record"]["metrics"]:
+        assert epoch["train_auroc"] is None
+        assert epoch["train_all_f1"] is not None
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_is_not_tracked_costs_the_numbers_alone(tmp_path, expected, rank):
     """The wait has an end, half of the group's own limit; one warning; the training is the tracked one's."""

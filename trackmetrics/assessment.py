@@ -6,6 +6,7 @@ A value that can't be had is null, and is said once, with the line that would su
 from __future__ import annotations
 
 import contextlib
+import functools
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from .instruments.discovery import DEV_ROLES, Found, Scope, find_data, find_mode
 from .instruments.division import Division, collective, without_replication
 from .instruments.events import heard_by
 from .instruments.figures import Figures, NormSummary, Share, add, together
+from .instruments.metric_objects import MetricObjects
 from .instruments.said_values import SaidValues
 from .instruments.training import Observation, Training
 from .instruments.undisturbed import undisturbed
@@ -30,17 +32,20 @@ from .notices import Notices
 from .options import Options
 from .ranks import Ranks, RanksApartError
 from .record import METRIC_KEYS, FinalInference, FinalResults
+from .users_metrics import UsersMetrics
 
 _EPOCH_ARGUMENTS = ("num_epochs", "epochs", "n_epochs", "max_epochs", "num_train_epochs")
 _last_path: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
 _TRAINING_KEYS = ("train_loss", "train_accuracy", "gradient_norm")
+_EVALUATE_FEEDS_NONE = "evaluate= takes the place of the pass that would feed it"
 _WATCH = "name it with `tracker.watch(model)`"
 
 
 class Assessment:
     """Works out one run's values; holds model and data only while the run lives.
 
-    `seconds` is what evaluation and inference took, `attention` the manifest of the maps in the final inference.
+    `seconds` is what evaluation and inference took, `attention` the manifest of the maps in the final inference,
+    `users_metrics` what the user gave as `metrics=`.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class Assessment:
         self._device: torch.device | None = None
         self._train = _given("train", options.train)
         self._dev = _given("dev", options.dev)
+        self.users_metrics = UsersMetrics(options.metrics, training, ranks, notices)
         self._schedulers: list[Any] = []
         self._namespaces: dict[str, Any] = {}
         self._seed: int | None = None
@@ -107,8 +113,9 @@ class Assessment:
             "said": logged,
             "evaluated": evaluated,
             "evaluates": number % self._options.evaluate_every == 0,
+            "measures": self.users_metrics.given,
         }
-        figures, said, evaluated, evaluates = self._of_all_ranks(offer)
+        figures, said, evaluated, evaluates, measures = self._of_all_ranks(offer)
         norm = figures.norms.summary() if "gradient_norm" not in figures.faults else NormSummary()
         found = {
             "train_loss": None if "train_loss" in figures.faults else figures.loss.mean,
@@ -116,15 +123,29 @@ class Assessment:
             "dev_accuracy": evaluated,
             "gradient_norm": norm.mean,
         }
+        measured: dict[str, Any] = {}
+        wanted: MetricObjects | None = None
+        if measures:
+            with self._spared("metrics="):
+                of_training, wanted = self.users_metrics.of_training(metrics, evaluates)
+                measured |= of_training
         if "dev_accuracy" not in said and evaluated is None and evaluates:
-            with self._spared("dev_accuracy"):
-                found["dev_accuracy"] = self._dev_accuracy()
+            with self._spared("dev_accuracy", wanted):
+                found["dev_accuracy"] = self._dev_accuracy(wanted)
+        elif wanted is not None:
+            try:
+                self._feed_with_dev(wanted)
+            except Exception as error:
+                wanted.spoil(f"its instrument failed with {error!r}")
+        if measures:
+            with self._spared("metrics="):
+                measured |= self.users_metrics.of_dev(wanted, metrics)
         own = {key: said[key] if key in said else found[key] for key in METRIC_KEYS}
         with self._spared("what is missing"):
             self._say_what_is_missing(own, said, figures.faults, norm.steps)
         for name, fault in values.faults.items():
             self._notices.say(f"log {name}", f"{name} is null: {fault}")
-        return own, metrics, _summary(norm) if "gradient_norm" not in figures.faults else {}
+        return own, {**measured, **metrics}, _summary(norm) if "gradient_norm" not in figures.faults else {}
 
     def _observed(self) -> Observation:
         try:
@@ -133,15 +154,16 @@ class Assessment:
             self._training.failed("take", error)  # what it has counted would go into the next epoch
             return Observation(Figures(faults=dict.fromkeys(_TRAINING_KEYS, self._training.metrics_fault or "")))
 
-    def _of_all_ranks(self, offer: dict[str, Any]) -> tuple[Figures, dict[str, Any], float | None, bool]:
-        """The training's figures, what the user said, and evaluated by themselves, and whether it is time for that."""
+    def _of_all_ranks(self, offer: dict[str, Any]) -> tuple[Figures, dict[str, Any], float | None, bool, bool]:
+        """The training's figures, what the user said and evaluated, whether it is time for that, and for `metrics=`."""
         try:
             joint = self._ranks.exchange("training", offer, _joined)
         except RanksApartError as error:
             self._say_apart("the epoch's train_loss, train_accuracy, dev_accuracy and gradient_norm are", error)
             figures = Figures(faults=dict.fromkeys(_TRAINING_KEYS, ""))
-            return figures, offer["said"], None, False
-        return Figures.of(joint["figures"]), joint["said"], joint["evaluated"], joint["evaluates"]
+            return figures, offer["said"], None, False, self.users_metrics.given
+        figures = Figures.of(joint["figures"])
+        return figures, joint["said"], joint["evaluated"], joint["evaluates"], joint["measures"]
 
     def _say_apart(self, what: str, error: RanksApartError) -> None:
         """The ranks didn't meet: once for each reason, however many values it costs."""
@@ -233,41 +255,68 @@ class Assessment:
         self.seconds["evaluation"] += self._clock() - began
         return accuracy
 
-    def _dev_accuracy(self) -> float | None:
-        return self._accuracy("dev_accuracy", "dev", self._dev)
+    def _dev_accuracy(self, metrics: MetricObjects | None = None) -> float | None:
+        return self._accuracy("dev_accuracy", "dev", self._dev, metrics)
 
-    def _accuracy(self, key: str, role: str, candidates: list[Found]) -> float | None:
-        """The accuracy over the first of the sets that can be evaluated; None, said once, where none can."""
+    def _accuracy(
+        self, key: str, role: str, candidates: list[Found], metrics: MetricObjects | None = None
+    ) -> float | None:
+        """The accuracy over the first of the sets that can be evaluated; None, said once, where none can.
+
+        `metrics` of the user's are fed with the set meanwhile.
+        """
+        try:
+            return self._evaluated(key, role, candidates, metrics)
+        except RanksApartError as error:
+            self._say_apart(f"{key} is", error)
+        except NotEvaluatedError as error:
+            if error.why:
+                self._notices.say(key, f"{key} is null: {error}")
+        return None
+
+    def _feed_with_dev(self, metrics: MetricObjects) -> None:
+        """Go through the dev set for the user's metrics alone."""
+        if self._options.evaluate is not None:
+            metrics.spoil(_EVALUATE_FEEDS_NONE)
+            return
+        with contextlib.suppress(RanksApartError, NotEvaluatedError):  # the metrics know
+            self._evaluated("dev_accuracy", "dev", self._dev, metrics)
+
+    def _evaluated(
+        self, key: str, role: str, candidates: list[Found], metrics: MetricObjects | None = None
+    ) -> float | None:
+        """The accuracy over the first of the sets that can be evaluated; None of a regression, which has none.
+
+        Raises `NotEvaluatedError` and `RanksApartError`; then `metrics` have no value.
+        """
         began = self._clock()
         pairing = self._training.pairing
+        judges = pairing is None or pairing.has_accuracy or self._options.evaluate is not None
+        if metrics is not None and self._options.evaluate is not None:
+            metrics.spoil(_EVALUATE_FEEDS_NONE)
         try:
             accuracy, found = evaluate_together(
                 self._ranks,
                 key,
                 candidates or [Found("None", None, "")],
-                self._count,
-                obstacle=self._obstacle(role, candidates),
+                functools.partial(self._count, metrics),
+                obstacle=self._obstacle(role, candidates) if judges or metrics is not None else "",
                 model=self._model,
                 targets=0 if pairing is None else pairing.targets,
                 called=self._options.evaluate is not None,
             )
-        except RanksApartError as error:
-            self._say_apart(f"{key} is", error)
-            return None
-        except NotEvaluatedError as error:
-            if str(error):
-                self._notices.say(key, f"{key} is null: {error}")
-            return None
+        except (RanksApartError, NotEvaluatedError) as error:
+            if metrics is not None:
+                metrics.spoil(error.why)
+            raise
         finally:
             self.seconds["evaluation"] += self._clock() - began
         candidates[:] = [found] if candidates else []
-        return accuracy
+        return accuracy if judges else None
 
     def _obstacle(self, role: str, candidates: list[Found]) -> str | None:
-        """What keeps a set from being evaluated, with the way to mend it; empty where there is nothing to say."""
+        """What keeps a set from being evaluated, with the way to mend it."""
         pairing, evaluate = self._training.pairing, self._options.evaluate
-        if evaluate is None and pairing is not None and not pairing.has_accuracy:
-            return ""  # regression
         if self._model is None:
             return f"{self._why_no_model()}; {_WATCH}"
         if evaluate is None and pairing is None:
@@ -280,14 +329,16 @@ class Assessment:
             )
         return None
 
-    def _count(self, data: Any, division: Division, targets: int) -> Share:
+    def _count(self, metrics: MetricObjects | None, data: Any, division: Division, targets: int) -> Share:
         """This rank's part of an accuracy: by the training's pairing, or by the user's function."""
         assert self._model is not None
         evaluate, pairing = self._options.evaluate, self._training.pairing
         if evaluate is None:
             assert pairing is not None
             pairing = replace(pairing, targets=targets)
-            return evaluation.right_predictions(without_replication(self._model), data, pairing, division)
+            model = without_replication(self._model)
+            share = evaluation.right_predictions(model, data, pairing, division, metrics)
+            return share if pairing.has_accuracy else Share(0.0, 1.0)  # the metrics were fed, nothing was judged
         with undisturbed(self._model, data, evaluate), heard_by(None):
             value = float(evaluate(self._model, data))
         return Share(value, 1.0) if division.counts else Share()
@@ -471,10 +522,13 @@ class Assessment:
         return next((size for size in sizes if isinstance(size, int)), None)
 
     @contextlib.contextmanager
-    def _spared(self, what: str) -> Iterator[None]:
+    def _spared(self, what: str, metrics: MetricObjects | None = None) -> Iterator[None]:
+        """A fault of ours costs `what`, and what the user's `metrics` were to be fed with."""
         try:
             yield
         except Exception as error:
+            if metrics is not None:
+                metrics.spoil(f"its instrument failed with {error!r}")
             self._notices.say(what, f"{what} could not be had: {error!r}")
 
 
@@ -505,6 +559,7 @@ def _joined(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "said": {**{name: add(parts).mean for name, parts in shares.items()}, **logged},
         "evaluated": evaluated[0] if evaluated else None,
         "evaluates": ranks[0]["evaluates"],
+        "measures": ranks[0]["measures"],
     }
 
 

@@ -127,12 +127,17 @@ class Engine:
 
     # Epochs
 
-    def epoch_begins(self, steps: int | None = None) -> None:
-        """Observe the training from here on; `steps` is how many the record is to have, where it has no more."""
+    def epoch_begins(self, steps: int | None = None, metrics: Mapping[str, Any] | None = None) -> None:
+        """Observe the training from here on; `steps` is how many the record is to have, where it has no more.
+
+        `metrics` are the user's for this epoch alone.
+        """
         with self._spared("seed"):
             self._assessment.epoch_begins()
         with self._spared("the other ranks"):
             self._ranks.next_stage()
+        with self._spared("metrics="):
+            self._assessment.users_metrics.epoch_begins(metrics or {})
         if self._progress.live:
             with self._spared("progress"):
                 self._show_epoch(steps)

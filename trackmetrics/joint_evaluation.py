@@ -20,7 +20,11 @@ Count = Callable[[Any, Division, int], Share]
 
 
 class NotEvaluatedError(Exception):
-    """No set could be evaluated: the text says why and how to mend it; it is empty where there is nothing to say."""
+    """No set could be evaluated: `why`, and how to mend it; `why` is empty where there is nothing to say."""
+
+    def __init__(self, why: str, mend: str = "") -> None:
+        super().__init__(f"{why}; {mend}" if mend else why)
+        self.why = why
 
 
 def evaluate_together(
@@ -51,7 +55,9 @@ def evaluate_together(
         }
         plan = Plan(*ranks.exchange(f"{about} {len(faults)}", offer, agree))
         if plan.why is not None:
-            raise NotEvaluatedError(plan.why if obstacle is not None else "; ".join([*faults, plan.why, _MEND]))
+            if obstacle is not None:
+                raise NotEvaluatedError(plan.why)
+            raise NotEvaluatedError("; ".join([*faults, plan.why]), _MEND)
         found = remaining[plan.chosen] if plan.chosen < len(remaining) else None
         outcome = _outcome(found, plan.division(ranks.rank, ranks.size), count, plan.targets)
         result = ranks.exchange(f"{about} {len(faults)} counted", outcome, total)
@@ -62,7 +68,7 @@ def evaluate_together(
         faults.append(f"{found.name!r} can't be evaluated ({result['fault']})")
         del remaining[plan.chosen]
         if not remaining:
-            raise NotEvaluatedError("; ".join([*faults, _MEND]))
+            raise NotEvaluatedError("; ".join(faults), _MEND)
 
 
 def _offer(ranks: Ranks, data: Any, called: bool) -> Mapping[str, Any]:

@@ -32,6 +32,7 @@ class OptionValues(TypedDict, total=False):
     describe: Callable[[Any], str] | None
     attention: Literal["mean", "heads", False]
     hyperparameters: Mapping[str, Any] | None
+    metrics: Mapping[str, Any] | None
     sinks: Sequence[Sink | str]
     resume: bool | int | str | Callable[..., bool | int | None] | None
     keep_previous: bool
@@ -63,6 +64,8 @@ class Options:
             extensions, False for none.
         hyperparameters: added to what is found, and wins: `{"model": {...}, "training": {...}}`; names outside the
             two are training parameters.
+        metrics: objects with `update(outputs, targets)`, `compute()` and `reset()`, such as torchmetrics', by name: fed
+            with each epoch's training and with the dev set. The run works with copies of its own.
         sinks: other trackers that get copies of the record: `"tensorboard"`, `"mlflow"`, `"wandb"`, or objects as
             `trackmetrics.sinks` has them.
         resume: True goes on in the earlier file, a new one where there is none; a number goes on after that epoch, that
@@ -90,6 +93,7 @@ class Options:
     describe: Callable[[Any], str] | None = None
     attention: Literal["mean", "heads", False] = "mean"
     hyperparameters: Mapping[str, Any] | None = None
+    metrics: Mapping[str, Any] | None = None
     sinks: Sequence[Sink | str] = ()
     resume: bool | int | str | Callable[..., bool | int | None] | None = False
     keep_previous: bool = False
@@ -127,6 +131,7 @@ class Options:
             if value is not None and not hasattr(value, "__iter__") and not hasattr(value, "__getitem__"):
                 raise _wrong(name, value, "a data set, or the name of the parameter that holds it")
         self._check_hyperparameters()
+        check_metrics(self.metrics)
         self.make_sinks()
 
     def _check_hyperparameters(self) -> None:
@@ -245,6 +250,9 @@ class Options:
 
 
 _DETAILS = ("mean", "heads")
+_MEASURED = ("loss", "accuracy")  # what the run measures by itself of training and dev set, and writes under such names
+_SUCH_AS = "MulticlassF1Score(num_classes=3)"
+_METHODS = ("update", "compute", "reset")
 
 
 def make_options(task: Any, values: Mapping[str, Any]) -> Options:
@@ -254,6 +262,31 @@ def make_options(task: Any, values: Mapping[str, Any]) -> Options:
         if name not in known:
             raise ArgumentError(f"{name!r} is no option; the options are {', '.join(known)}")
     return Options(task, **values)
+
+
+def check_metrics(metrics: Any) -> Mapping[str, Any]:
+    """Give metrics by name; raise `ArgumentError` for names and objects that can't be right.
+
+    >>> check_metrics({"f1": 0.5})
+    Traceback (most recent call last):
+    ...
+    trackmetrics.errors.ArgumentError: metrics['f1'] is 0.5, without update, compute, reset; give an object, \
+such as MulticlassF1Score(num_classes=3)
+    """
+    if metrics is None:
+        return {}
+    if not isinstance(metrics, Mapping):
+        raise _wrong("metrics", metrics, f"a dict of names and metrics, such as {{'f1': {_SUCH_AS}}}")
+    for name, metric in metrics.items():
+        if not isinstance(name, str) or not name:
+            raise ArgumentError(f"metrics has the name {shown(name)}; give a text, such as 'f1'")
+        if name in _MEASURED:
+            raise ArgumentError(f"metrics[{name!r}] collides with what the run measures itself; choose another name")
+        missing = [method for method in _METHODS if not callable(getattr(metric, method, None))]
+        if missing or isinstance(metric, type):
+            lacks = f"without {', '.join(missing)}" if missing else "a class"
+            raise ArgumentError(f"metrics[{name!r}] is {shown(metric)}, {lacks}; give an object, such as {_SUCH_AS}")
+    return metrics
 
 
 def _fields(pattern: str) -> list[str]:

@@ -54,6 +54,7 @@ class RanksApartError(Exception):
 
     def __init__(self, why: str, *, for_good: bool = True) -> None:
         super().__init__(why)
+        self.why = why
         self.for_good = for_good
 
 

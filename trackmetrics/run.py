@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from .errors import ArgumentError, RunStateError, TrackmetricsError
 from .live.iteration import Counted
-from .options import Options, OptionValues, make_options
+from .options import Options, OptionValues, check_metrics, make_options
 
 if TYPE_CHECKING:
     import torch
@@ -146,21 +146,24 @@ class Tracker:
 
     # Epochs
 
-    def epoch(self) -> Epoch:
+    def epoch(self, *, metrics: Mapping[str, Any] | None = None) -> Epoch:
         """Track one epoch: `with tracker.epoch() as epoch:` around its body.
 
-        Raises `RunStateError` outside a run, and inside another epoch of the same run.
+        `metrics` are measured in this epoch beside those of the run; of one name, this epoch's counts. Raises
+        `RunStateError` outside a run, and inside another epoch of the same run, and `ArgumentError` for metrics that
+        can't be right.
         """
-        return Epoch(self)
+        return Epoch(self, check_metrics(metrics))
 
-    def epochs(self, *, every: int) -> StepEpochs:
+    def epochs(self, *, every: int, metrics: Mapping[str, Any] | None = None) -> StepEpochs:
         """Track a loop that counts steps: one record each `every` training steps, and one for a shorter rest.
 
-        Raises `ArgumentError` unless `every` is a whole number from 1, and `RunStateError` as `epoch` does.
+        `metrics` are measured in each of these records beside those of the run. Raises `ArgumentError` unless `every`
+        is a whole number from 1, or for metrics that can't be right, and `RunStateError` as `epoch` does.
         """
         if not isinstance(every, int) or isinstance(every, bool) or every < 1:
             raise ArgumentError(f"every is {every!r}; give a whole number of training steps, 1 or more")
-        return StepEpochs(self, every)
+        return StepEpochs(self, every, check_metrics(metrics))
 
     def _begin(self, epoch: Epoch | StepEpochs) -> Engine | None:
         self._check_running("epoch()")
@@ -182,8 +185,9 @@ class Tracker:
 class _AnyEpoch:
     """What an epoch lets its user say outright, which wins over what is observed; and how it ends."""
 
-    def __init__(self, run: Tracker) -> None:
+    def __init__(self, run: Tracker, metrics: Mapping[str, Any]) -> None:
         self._run = run
+        self._metrics = metrics
         self._engine: Engine | None = None
         self._values: SaidValues | None = None
         self._fault: Exception | None = None  # of ours, that costs the record
@@ -230,7 +234,7 @@ class _AnyEpoch:
         self._number = len(engine.record.epochs) + 1
         self._fault = None
         try:
-            engine.epoch_begins(steps)
+            engine.epoch_begins(steps, self._metrics)
         except Exception as error:
             self._fault = error
 
@@ -276,8 +280,8 @@ class Epoch(_AnyEpoch):
 class StepEpochs(_AnyEpoch):
     """`tracker.epochs(every=N)`: a record each N training steps, and one for the rest."""
 
-    def __init__(self, run: Tracker, every: int) -> None:
-        super().__init__(run)
+    def __init__(self, run: Tracker, every: int, metrics: Mapping[str, Any]) -> None:
+        super().__init__(run, metrics)
         self._size = every
         self._frame: FrameType | None = None
         self._completed = self._begun_at = 0  # steps: so far, and when the record was begun

@@ -2,8 +2,10 @@
 
 import argparse
 import collections
+import copy
 import dataclasses
 import functools
+import gc
 import pathlib
 import queue
 
@@ -551,3 +553,31 @@ class TestInARun:
 def test_a_counter_becomes_a_list():
     """A counter, as a scheduler keeps its milestones, becomes the sorted list of what it counts."""
     assert plain_values({"milestones": collections.Counter([3, 1, 3])}) == {"milestones": [1, 3, 3]}
+
+
+def test_modules_with_a_hash_of_their_own():
+    """What a module was built with is known by the module itself, and is let go of with it."""
+
+    class Hashed(torch.nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.width = width
+
+        def __hash__(self):
+            return hash(self.width)
+
+        def __eq__(self, other):
+            return True
+
+    seen = ConstructorArguments()
+
+    class Listening(Listener):
+        def module_built(self, module, frame):
+            seen.module_built(module, frame)
+
+    with listening(Listening()):
+        one, other = Hashed(1), Hashed(2)
+    assert [seen.of(module) for module in (one, other, copy.deepcopy(one))] == [{"width": 1}, {"width": 2}, {}]
+    del one, other
+    gc.collect()
+    assert not seen._seen

@@ -174,7 +174,7 @@ class Nowhere:
     update = log
 
 
-def waits(train, number, tracked=True, counts_inside=True):
+def waits(train, number, tracked=True, counts_inside=True, **options):
     """What a training of so many steps waited for: inside its epoch, and at the epoch's end; and the run.
 
     What isn't counted inside fails there instead.
@@ -184,7 +184,7 @@ def waits(train, number, tracked=True, counts_inside=True):
         with waiting:
             train(Nowhere(), number)
         return waiting.take(), {}, None
-    with tracking(progress=False) as observed, contextlib.ExitStack() as stack:
+    with tracking(progress=False, **options) as observed, contextlib.ExitStack() as stack:
         with waiting if counts_inside else contextlib.nullcontext():
             epoch = stack.enter_context(observed.run.epoch())
             train(epoch, number)
@@ -204,6 +204,34 @@ def test_an_epoch_waits_for_nothing(name):
     inside, _, observed = waits(train, 12)
     assert inside == bare
     assert observed.run.record.extensions["gradient_norm"]["steps"] == (4 if name == "accumulation" else 12)
+
+
+class Summed:
+    """A metric of one's own that waits for nothing."""
+
+    def reset(self):
+        self.total, self.batches = None, 0
+
+    def update(self, outputs, targets):
+        self.total = outputs.sum() if self.total is None else self.total + outputs.sum()
+        self.batches += 1
+
+    def compute(self):
+        return {"total": self.total, "batches": self.batches}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["plain", "accumulation", "class weights, ignored targets", "unreduced", "binary", "regression", "large batches"],
+)
+def test_feeding_metrics_waits_for_nothing(name):
+    """How many targets count isn't asked for inside the epoch; a batch is fed once that is known."""
+    train = TRAININGS[name]
+    inside, at_end, observed = waits(train, 12, metrics={"summed": Summed()})
+    assert inside == waits(train, 12, tracked=False)[0]
+    if name != "binary":  # whether its targets are 0 or 1 a device without values can't say
+        assert observed.epochs[0].metrics["train_summed_batches"] == 12
+    assert sum(at_end.values()) <= 30
 
 
 @pytest.mark.parametrize("name", ["plain", "regression", "values said"])

@@ -100,15 +100,16 @@ def loader_of(dataset, rank, ranks):
 
 
 @tracked_training(task="ranks", output_dir="output")
-def train(model, train_loader, dev_loader, counts, accumulate, happens, tracker):
+def train(model, train_loader, dev_loader, counts, accumulate, happens, metrics, tracker):
     """Train on a rank's part of the global batches, of which `counts` says how many targets count.
 
     With `accumulate` in two micro-batches each. `happens` is called with each epoch's number, and with None at the end.
+    `metrics` are arguments of an epoch.
     """
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for epoch in range(1, EPOCHS + 1):
-        with tracker.epoch():
+        with tracker.epoch(**metrics):
             happens and happens(epoch)
             for (tokens, targets), whole in zip(train_loader, counts, strict=True):
                 optimizer.zero_grad()
@@ -145,6 +146,7 @@ def figures():
     return {
         "epochs": [[getattr(epoch, key) for key in METRIC_KEYS] for epoch in record.epochs],
         "norms": [[item[key] for key in ("min", "median", "max", "steps")] for item in norms_of(record)],
+        "metrics": [epoch.metrics for epoch in record.epochs],
         "final": [record.final_results.train_accuracy, record.final_results.dev_accuracy],
         "example": inference and inference.example_input,
         "log_probs": inference and inference.log_probs.tolist(),
@@ -161,7 +163,7 @@ def norms_of(record):
 class Bare:
     """Stands for the tracker where nothing is tracked."""
 
-    def epoch(self):
+    def epoch(self, **metrics):
         """Nothing."""
         return contextlib.nullcontext()
 
@@ -193,6 +195,38 @@ def destroys(here, epoch):
 HAPPENS = {function.__name__: function for function in (fails, skips, dies, destroys)}
 
 
+class Counts:
+    """A metric that knows nothing of several processes."""
+
+    def reset(self):
+        """Begin anew."""
+        self.count = 0
+
+    def update(self, outputs, targets):
+        """Count targets."""
+        self.count += targets.numel()
+
+    def compute(self):
+        """How many there were."""
+        return self.count
+
+
+def measured(kind, rank):
+    """Arguments of an epoch: metrics of a kind, for a rank."""
+    if not kind:
+        return {}
+    from torchmetrics import MetricCollection
+    from torchmetrics.classification import MulticlassAUROC, MulticlassConfusionMatrix, MulticlassF1Score
+
+    grouped = MetricCollection(
+        {"f1": MulticlassF1Score(3, average="macro"), "confusion": MulticlassConfusionMatrix(3)}, compute_groups=True
+    )
+    metrics = {"all": grouped, "auroc": MulticlassAUROC(3), "counts": Counts()}
+    if kind == "first" and rank:
+        del metrics["auroc"]
+    return {"metrics": metrics}
+
+
 def weights_of(model):
     """A number that tells one training from another."""
     parts = [part.to_local() if hasattr(part, "to_local") else part for part in model.parameters()]
@@ -207,6 +241,7 @@ def main():
     options.add_argument("--dev", default="shared")
     options.add_argument("--seconds", type=float, default=60)
     options.add_argument("--happens", default="")
+    options.add_argument("--metrics", default="")
     options.add_argument("--rank", type=int, default=1, help="where it happens")
     args = options.parse_args()
     torch.set_num_threads(1)
@@ -235,6 +270,7 @@ def main():
         here = rank == args.rank
         happens = functools.partial(HAPPENS[args.happens], here) if args.happens in HAPPENS else None
         arguments = wrapped, loader_of(train_set, rank, ranks), dev_loader, counts, args.accumulate, happens
+        arguments += (measured(args.metrics, rank),)
         with contextlib.suppress(LookupError):
             if args.happens == "undecorated" and here:
                 train.__wrapped__(*arguments, Bare())

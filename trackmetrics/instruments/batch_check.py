@@ -56,6 +56,7 @@ class BatchCheck:
         self._found = False
         self._backwards = 0
         self._compared: tuple[torch.Tensor, list[torch.Tensor]] | None = None
+        self._regresses = False  # as far as is known: no call had class targets yet
         self._given_others: frozenset[int] = frozenset()
         self._targets_changed = False
 
@@ -87,17 +88,20 @@ class BatchCheck:
         """A backward of the training is over, and reached a criterion call, or none that is known.
 
         Says whether that was enough: the call has targets that an evaluation could judge, or it is in vain to wait.
+        Meanwhile a regression's first targets are compared, which only metrics of the user's are fed with.
         """
         judged = call if call is not None and call.has_accuracy else None
         self._backwards += 1
+        yielded = [batch.target for batch in self._batches or [] if batch.target is not None]
+        first = not self._regresses and self._compared is None
+        if yielded and call is not None and (judged is not None or first):
+            self._compared = call.target.clone(), yielded
+        self._regresses = judged is None and (self._regresses or call is not None)
         if judged is None and self._backwards < _BACKWARDS:
             return False
-        batches, self._batches = self._batches or [], None
-        yielded = [batch.target for batch in batches if batch.target is not None]
-        if judged is None:
+        self._batches = None
+        if judged is None and not self._regresses:
             self._answers = {}
-        elif yielded:
-            self._compared = judged.target.clone(), yielded
         return True
 
     def targets_changed(self) -> bool:
@@ -110,7 +114,7 @@ class BatchCheck:
 
     def given_others(self) -> frozenset[int]:
         """The modules that were called, where none was with the inputs of any of the batches; fetched once."""
-        if self._answers and self._batches is None:
+        if self._answers and (self._batches is None or self._regresses):
             answers, self._answers = self._answers, {}
             self._given_others = frozenset(key for key, own in answers.items() if not any(map(bool, own)))
         return self._given_others

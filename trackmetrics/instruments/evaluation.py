@@ -28,6 +28,8 @@ from .division import WHOLE, Division, collective
 from .epoch_means import DeviceMean
 from .events import Listener, heard_by
 from .figures import Share
+from .metric_objects import MetricObjects
+from .outcomes import of_output
 from .pairing import Pairing, PairingError
 from .tally import tally
 from .undisturbed import undisturbed
@@ -35,36 +37,69 @@ from .undisturbed import undisturbed
 _FEW = 16  # so many examples show whether their lengths differ
 
 
-def right_predictions(model: torch.nn.Module, data: Any, pairing: Pairing, division: Division = WHOLE) -> Share:
+def right_predictions(
+    model: torch.nn.Module,
+    data: Any,
+    pairing: Pairing,
+    division: Division = WHOLE,
+    metrics: MetricObjects | None = None,
+) -> Share:
     """Count the set's targets, and those that the model predicts right, in `eval()` under `no_grad`.
 
-    Of several ranks each counts its part. Raises `UnreadableError` or `PairingError` with the reason where the set
-    can't be read or paired; whatever the model raises comes through. The training is left undisturbed.
+    Of several ranks each counts its part. The user's `metrics`, where they are given, are fed with it; of a
+    regression, which has no accuracy, only that is done. Raises `UnreadableError` or `PairingError` with the reason
+    where the set can't be read or paired; whatever the model raises comes through. The training is left undisturbed.
     """
     pairing.check_inputs(model)
+    if metrics is not None and (metrics.fed or metrics.spoilt):
+        metrics.restart()  # another set was tried before
     with undisturbed(model, data):
-        share = _count(model, open_source(data), pairing, division)
+        share = _count(model, open_source(data), pairing, division, metrics if division.counts else None)
     return share if division.counts else Share()
 
 
-def _count(model: torch.nn.Module, source: Source, pairing: Pairing, division: Division) -> Share:
+def _count(
+    model: torch.nn.Module, source: Source, pairing: Pairing, division: Division, metrics: MetricObjects | None
+) -> Share:
     mean = DeviceMean()
     size = _group_size(model, source, pairing) if isinstance(source, ExamplesSource) else None
     runs = 0
     in_step = division.most > 0 and collective(model)
     for parts in _batches(source, size, division, in_step):
-        right, counted = judge(model, parts, pairing)
-        mean.add_sum(right, counted)
+        output, calls = run(model, parts)
+        if pairing.has_accuracy:
+            mean.add_sum(*_judged(output, calls, parts, pairing))
+        if metrics is not None:
+            try:
+                _feed(metrics, output, calls, parts, pairing)
+            except Exception as error:
+                if not pairing.has_accuracy:
+                    raise
+                metrics.spoil(str(error))  # the accuracy is none the worse for it
         runs += 1
     batches = math.ceil(division.most / (size or 1))
     for _ in range(runs, math.ceil(batches / division.ranks)):  # the other ranks need this one once more
-        judge(model, next(_batches(source, size, WHOLE)), pairing)
+        run(model, next(_batches(source, size, WHOLE)))
     return mean.take()
+
+
+def _feed(metrics: MetricObjects, output: Any, calls: list[Call], parts: Parts, pairing: Pairing) -> None:
+    """Feed metrics with a batch: with the criterion call inside the model, if there is one like the training's."""
+    inside = [call for call in calls if call.criterion.kind == pairing.kind]
+    if len(inside) == 1:
+        metrics.feed_call(inside[0])
+        return
+    if parts.target is None:
+        raise UnreadableError("there is no target to compare with")
+    metrics.feed(of_output(main_output(output), parts.target, pairing))
 
 
 def judge(model: torch.nn.Module, parts: Parts, pairing: Pairing) -> tuple[torch.Tensor, torch.Tensor | int]:
     """Run the model on a batch and count: right predictions, and targets that count."""
-    output, calls = run(model, parts)
+    return _judged(*run(model, parts), parts, pairing)
+
+
+def _judged(output: Any, calls: list[Call], parts: Parts, pairing: Pairing) -> tuple[torch.Tensor, torch.Tensor | int]:
     inside = [call for call in calls if call.has_accuracy]
     if len(inside) == 1:
         tallied = tally(inside)

@@ -74,7 +74,7 @@ def _predicted(model: torch.nn.Module, parts: Parts, pairing: Pairing | None) ->
 
 def first_example(model: torch.nn.Module, data: Any, pairing: Pairing | None) -> Example:
     """The first example of a set, collated alone, with a batch dimension where the model was trained with one."""
-    if pairing is not None:
+    if pairing is not None and pairing.has_accuracy:
         pairing.check_inputs(model)
     with undisturbed(model, data):
         source = open_source(data)

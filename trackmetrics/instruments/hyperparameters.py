@@ -244,7 +244,8 @@ class ConstructorArguments:
     """Remembers, for each module built while it listens, the plain arguments of its constructor."""
 
     def __init__(self) -> None:
-        self._seen: weakref.WeakKeyDictionary[torch.nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
+        # By identity: a class's own hash may need what isn't there before its constructor is done.
+        self._seen: dict[int, tuple[weakref.ref[torch.nn.Module], dict[str, Any]]] = {}
 
     def module_built(self, module: torch.nn.Module, frame: types.FrameType) -> None:
         """`nn.Module.__init__` ran, called from `frame`: the constructor, whose locals are still its arguments.
@@ -265,11 +266,13 @@ class ConstructorArguments:
                 own = _arguments(constructor, values, positional)
                 arguments = own | {name: value for name, value in arguments.items() if name not in own}
             caller = caller.f_back
-        self._seen[module] = spread(arguments)
+        key, seen = id(module), self._seen
+        seen[key] = weakref.ref(module, lambda _: seen.pop(key, None)), spread(arguments)
 
     def of(self, module: torch.nn.Module) -> dict[str, Any]:
         """The arguments with which `module` was built, where that was seen."""
-        return self._seen.get(module, {})
+        reference, arguments = self._seen.get(id(module), (None, {}))
+        return arguments if reference is not None and reference() is module else {}
 
 
 def _first_argument(code: types.CodeType, values: Mapping[str, Any]) -> Any:

@@ -61,5 +61,35 @@ class Readback:
         self._asked = list(numbers)
 
 
+class Coming:
+    """One whole number that is on its way from its device, which isn't waited for until `get`.
+
+    >>> number = Coming(torch.tensor(3))
+    >>> number.there, number.get()
+    (True, 3)
+    """
+
+    def __init__(self, number: torch.Tensor) -> None:
+        self._number = number
+        self._arrived: torch.cuda.Event | None = None
+        if number.device.type == "cuda":
+            with torch.cuda.device(number.device):
+                host = torch.empty(number.shape, dtype=number.dtype, device="cpu", pin_memory=True)
+                self._number = host.copy_(number, non_blocking=True)
+                self._arrived = torch.cuda.Event()
+                self._arrived.record()
+
+    @property
+    def there(self) -> bool:
+        """Whether to `get` it takes no waiting, as far as that can be known."""
+        return self._number.device.type == "cpu" if self._arrived is None else self._arrived.query()
+
+    def get(self) -> int:
+        """Give the number, waiting for it if need be."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return int(self._number)
+
+
 def _those_on(device: str, numbers: Mapping[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
     return {name: number for name, number in numbers.items() if number is not None and number.device.type == device}

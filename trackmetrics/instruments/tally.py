@@ -66,6 +66,11 @@ def tally(calls: Sequence[Call], *, judge: bool = True) -> Tally:
     return Tally(values, targets, correct, None if soft is None else _sums(soft, lengths), even)
 
 
+def counted_in(call: Call) -> torch.Tensor | None:
+    """Which targets of one call count, one after the other; None where all do, as of soft targets."""
+    return _counted(call, call.target.reshape(-1) if call.has_accuracy and not call.soft else None)
+
+
 def _number_of_targets(call: Call) -> int:
     """How many targets a call has, before any is left out."""
     if call.criterion.kind == "rows":

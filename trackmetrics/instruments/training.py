@@ -17,6 +17,7 @@ from .figures import Figures, Norms, Share
 from .gradient_norm import GradientNorm
 from .guard import Guard
 from .hyperparameters import ConstructorArguments, OptimizerSettings, one_or_list, scheduler_settings
+from .metric_objects import MetricObjects
 from .own_evaluation import Evaluations, OwnEvaluation
 from .pairing import Pairing
 from .readback import Readback
@@ -82,6 +83,10 @@ class Training(events.Listener):
     def _steps_failed(self, name: str, error: Exception) -> None:
         if self.on_steps is not None:  # nobody counts them any more; an epoch's values say themselves why
             self._on_fault(name, error)
+
+    def feed(self, metrics: MetricObjects | None) -> None:
+        """Feed the user's metrics with what is observed from here on."""
+        self._metrics.metrics = metrics
 
     # What was observed
 

@@ -16,6 +16,7 @@ import torch
 from .criteria import Call, Criterion, Made
 from .epoch_means import EpochMeans, settle
 from .figures import Share
+from .metric_objects import MetricObjects
 from .pairing import Pairing
 from .reaching import ReachHooks, can_be_reached
 from .tally import Tally, wide
@@ -23,6 +24,9 @@ from .trained_parameters import Root
 
 _OVERWRITTEN = "the outputs or targets were overwritten before the backward ended"
 _SEVERAL = "several criterion calls with class targets fed one backward"
+_SEVERAL_OUTPUTS = "several criterion calls fed one backward, and which has the model's outputs isn't known"
+_UNKNOWN = "no criterion of torch.nn.functional was seen (the loss is the loop's own, or compiled)"
+_LET_GO = "outputs and targets had to be let go of before it was known whether they count"
 _IN_PARTS = "several backwards went through one loss without a reduction, each through a part of it"
 
 
@@ -51,6 +55,11 @@ class _Backward:
         return None
 
     @property
+    def fed(self) -> list[Call] | None:
+        """The calls whose outputs and targets are the model's; None where that isn't clear."""
+        return self.judged or (self.calls if self.judged == [] and self.joined and _alike(self.calls) else None)
+
+    @property
     def chosen(self) -> Call | None:
         """The call that tells how output and target pair; None of several heads is the model's output."""
         if len(self.calls) == 1:
@@ -70,7 +79,8 @@ class TrainingMetrics:
     Both are fetched with `take`; `loss_fault` and `accuracy_fault` say, where one is missing, why. `pairing` is how
     the last training call paired output with target. `on_followed` is told each call of which it isn't known yet
     whether a backward comes to it; `on_first`, until it says that this is enough, the call that a backward was judged
-    by, or that there was none.
+    by, or that there was none. `metrics` are the user's own, where there are any: they are fed the calls from which
+    accuracy would follow.
     """
 
     def __init__(self, on_followed: Callable[[Call], None], on_first: Callable[[Call | None], bool]) -> None:
@@ -88,6 +98,8 @@ class TrainingMetrics:
         self._differentiated: list[_Backward] = []
         self._backwards: list[_Backward] = []
         self._means = EpochMeans()
+        self.metrics: MetricObjects | None = None
+        self._fed: set[Call] = set()  # in this step, already
         self.steps_unheard = False
         self.loss_fault: str | None = None
         self.accuracy_fault: str | None = None
@@ -131,7 +143,8 @@ class TrainingMetrics:
         if call.reduction == "none" and gradient is not None:
             if call.tallied is not None and any(call in backward.calls for backward in self._backwards):
                 # too large to have waited for what another backward brings
-                self.loss_fault = self.accuracy_fault = _IN_PARTS
+                self.loss_fault = _IN_PARTS
+                self._accuracy_lost(_IN_PARTS)
             call.factor = gradient.detach() if call.factor is None else call.factor + gradient
         self.reached[call] = None
 
@@ -157,14 +170,14 @@ class TrainingMetrics:
             call = Call(latest)
             self._judged_last = call
             if call.overwritten():
-                self.accuracy_fault = _OVERWRITTEN
-            self._count(call)
+                self._accuracy_lost(_OVERWRITTEN)
+            self._count(call, True)
             self._backwards.append(_Backward([call], latest.value if len(roots) == 1 else None))
         elif counts:
             self._results.check()
             calls = list(self.reached)
             self._plain = len(calls) == 1 and calls[0].gave(roots)
-            self._backwards.append(self._settle(calls, _scalar(roots, scale)))
+            self._backwards.append(self._settle(calls, _scalar(roots, scale), True))
         self.reached.clear()
         if self._on_first is not None and counts and self._on_first(self._backwards[-1].first):
             self._on_first = None
@@ -173,10 +186,11 @@ class TrainingMetrics:
         """Settle what `torch.autograd.grad` reached: its gradients may be the step's, set by hand."""
         self._results.check()
         if not self._backwards:
-            self._differentiated.append(self._settle(list(self.reached), None))
+            self._differentiated.append(self._settle(list(self.reached), None, False))
         self.reached.clear()
 
-    def _settle(self, calls: list[Call], scalar: torch.Tensor | None) -> _Backward:
+    def _settle(self, calls: list[Call], scalar: torch.Tensor | None, counts: bool) -> _Backward:
+        """Take what calls say; it `counts` for certain, or unless a backward follows."""
         backward = _Backward(calls, scalar)
         self._any_calls |= bool(calls)
         chosen = backward.chosen
@@ -185,17 +199,26 @@ class TrainingMetrics:
         for call in backward.calls:
             if not call.settled:
                 if call.overwritten():
-                    self.accuracy_fault = _OVERWRITTEN
-                self._count(call)
+                    self._accuracy_lost(_OVERWRITTEN)
+                self._count(call, counts and self.metrics is not None and call in (backward.fed or ()))
         return backward
 
-    def _count(self, call: Call) -> None:
-        """Take what a call says, or keep what that needs."""
+    def _count(self, call: Call, feeds: bool) -> None:
+        """Take what a call says, or keep what that needs; metrics are fed at once where it isn't kept."""
         call.settled = True
         if call.can_wait:
             call.keep()
         else:
+            if feeds and self.metrics is not None:
+                self._spare(self.metrics, self.metrics.feed_call, call)
+                self._fed.add(call)
             settle([call])
+
+    def _accuracy_lost(self, reason: str) -> None:
+        """What outputs and targets say isn't known; metrics can't be fed with them either."""
+        self.accuracy_fault = reason
+        if self.metrics is not None:
+            self.metrics.spoil(reason)
 
     def end_step(self) -> None:
         """Add the step's figures to the epoch's."""
@@ -203,6 +226,8 @@ class TrainingMetrics:
             self._settle_differentiated()
         backwards = self._backwards or self._differentiated
         self._backwards, self._differentiated = [], []
+        if self.metrics is not None and backwards:
+            self._spare(self.metrics, self._feed, self.metrics, backwards)
         only = backwards[0].calls[0] if len(backwards) == 1 and len(backwards[0].calls) == 1 else None
         if only is not None and only.factor is None:  # one forward, one reduced criterion, one backward
             self._means.add(only, True, only.has_accuracy)
@@ -211,6 +236,26 @@ class TrainingMetrics:
             losses, judged = self._add_loss(backwards), self._judged(backwards)
             for call in dict.fromkeys([*losses, *judged]):
                 self._means.add(call, call in losses, call in judged)
+
+    def _spare(self, metrics: MetricObjects, method: Callable[..., None], *args: Any) -> None:
+        """A fault of feeding metrics costs these alone."""
+        try:
+            method(*args)
+        except Exception as error:
+            metrics.spoil(f"its instrument failed with {error!r}")
+
+    def _feed(self, metrics: MetricObjects, backwards: list[_Backward]) -> None:
+        """Feed metrics with the step's calls, but for those that they have been fed with."""
+        if not any(backward.calls for backward in backwards):
+            metrics.spoil(_UNKNOWN)
+        if any(backward.calls and backward.fed is None for backward in backwards):
+            metrics.spoil(_SEVERAL_OUTPUTS)
+        for call in dict.fromkeys(call for backward in backwards for call in backward.fed or ()):
+            if call.tallied is None:
+                metrics.feed_call(call)
+            elif call not in self._fed:
+                metrics.spoil(_LET_GO)
+        self._fed.clear()
 
     def _add_loss(self, backwards: list[_Backward]) -> list[Call]:
         """Give the calls whose values are the step's loss; where it isn't theirs, add it here."""
