@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +39,20 @@ _last_path: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDic
 _TRAINING_KEYS = ("train_loss", "train_accuracy", "gradient_norm")
 _EVALUATE_FEEDS_NONE = "evaluate= takes the place of the pass that would feed it"
 _WATCH = "name it with `tracker.watch(model)`"
+
+
+class _Joint(NamedTuple):
+    """What the ranks have together of an epoch's training.
+
+    What the user `said` and `evaluated`; whether it is time that the run `evaluates`, and whether it `measures` with
+    the user's metrics.
+    """
+
+    figures: Figures
+    said: Mapping[str, Any]
+    evaluated: float | None = None
+    evaluates: bool = False
+    measures: bool = False
 
 
 class Assessment:
@@ -115,34 +129,19 @@ class Assessment:
             "evaluates": number % self._options.evaluate_every == 0,
             "measures": self.users_metrics.given,
         }
-        figures, said, evaluated, evaluates, measures = self._of_all_ranks(offer)
+        joint = self._of_all_ranks(offer)
+        dev_accuracy, measured = self._evaluated_and_measured(joint, metrics)
+        figures = joint.figures
         norm = figures.norms.summary() if "gradient_norm" not in figures.faults else NormSummary()
         found = {
             "train_loss": None if "train_loss" in figures.faults else figures.loss.mean,
             "train_accuracy": None if "train_accuracy" in figures.faults else figures.accuracy.mean,
-            "dev_accuracy": evaluated,
+            "dev_accuracy": dev_accuracy,
             "gradient_norm": norm.mean,
         }
-        measured: dict[str, Any] = {}
-        wanted: MetricObjects | None = None
-        if measures:
-            with self._spared("metrics="):
-                of_training, wanted = self.users_metrics.of_training(metrics, evaluates)
-                measured |= of_training
-        if "dev_accuracy" not in said and evaluated is None and evaluates:
-            with self._spared("dev_accuracy", wanted):
-                found["dev_accuracy"] = self._dev_accuracy(wanted)
-        elif wanted is not None:
-            try:
-                self._feed_with_dev(wanted)
-            except Exception as error:
-                wanted.spoil(f"its instrument failed with {error!r}")
-        if measures:
-            with self._spared("metrics="):
-                measured |= self.users_metrics.of_dev(wanted, metrics)
-        own = {key: said[key] if key in said else found[key] for key in METRIC_KEYS}
+        own = {key: joint.said[key] if key in joint.said else found[key] for key in METRIC_KEYS}
         with self._spared("what is missing"):
-            self._say_what_is_missing(own, said, figures.faults, norm.steps)
+            self._say_what_is_missing(own, joint.said, figures.faults, norm.steps)
         for name, fault in values.faults.items():
             self._notices.say(f"log {name}", f"{name} is null: {fault}")
         return own, {**measured, **metrics}, _summary(norm) if "gradient_norm" not in figures.faults else {}
@@ -154,16 +153,14 @@ class Assessment:
             self._training.failed("take", error)  # what it has counted would go into the next epoch
             return Observation(Figures(faults=dict.fromkeys(_TRAINING_KEYS, self._training.metrics_fault or "")))
 
-    def _of_all_ranks(self, offer: dict[str, Any]) -> tuple[Figures, dict[str, Any], float | None, bool, bool]:
-        """The training's figures, what the user said and evaluated, whether it is time for that, and for `metrics=`."""
+    def _of_all_ranks(self, offer: dict[str, Any]) -> _Joint:
         try:
             joint = self._ranks.exchange("training", offer, _joined)
         except RanksApartError as error:
             self._say_apart("the epoch's train_loss, train_accuracy, dev_accuracy and gradient_norm are", error)
             figures = Figures(faults=dict.fromkeys(_TRAINING_KEYS, ""))
-            return figures, offer["said"], None, False, self.users_metrics.given
-        figures = Figures.of(joint["figures"])
-        return figures, joint["said"], joint["evaluated"], joint["evaluates"], joint["measures"]
+            return _Joint(figures, offer["said"], measures=offer["measures"])
+        return _Joint(**{**joint, "figures": Figures.of(joint["figures"])})
 
     def _say_apart(self, what: str, error: RanksApartError) -> None:
         """The ranks didn't meet: once for each reason, however many values it costs."""
@@ -239,6 +236,30 @@ class Assessment:
                 self._notices.say(key, f"{key} is null: {reason}; {mends[key]}")
 
     # Evaluation
+
+    def _evaluated_and_measured(self, joint: _Joint, said: Mapping[str, Any]) -> tuple[float | None, dict[str, Any]]:
+        """The dev accuracy, and the values of `metrics=`: where both want the dev set, in one pass.
+
+        Of the metrics those that the user has `said` aren't missing.
+        """
+        accuracy = joint.evaluated
+        measured: dict[str, Any] = {}
+        wanted: MetricObjects | None = None
+        if joint.measures:
+            with self._spared("metrics="):
+                measured, wanted = self.users_metrics.of_training(said, joint.evaluates)
+        if "dev_accuracy" not in joint.said and accuracy is None and joint.evaluates:
+            with self._spared("dev_accuracy", wanted):
+                accuracy = self._dev_accuracy(wanted)
+        elif wanted is not None:
+            try:
+                self._feed_with_dev(wanted)
+            except Exception as error:
+                wanted.spoil(f"its instrument failed with {error!r}")
+        if joint.measures:
+            with self._spared("metrics="):
+                measured = {**measured, **self.users_metrics.of_dev(wanted, said)}
+        return accuracy, measured
 
     def _evaluated_by_user(self, observation: Observation) -> float | None:
         """The accuracy over the dev set, where the epoch's body has evaluated it; `evaluate=` says more than that."""
