@@ -89,11 +89,12 @@ def logs(folder, rank):
 def test_the_figures_are_those_of_one_process(tmp_path, expected, parallel, ranks, more):
     """Loss and accuracies weigh what each rank saw, in unequal parts; the norm is that of the averaged, whole gradient.
 
-    One process on the same global batches is what they are compared with. Only one file is written, by rank 0.
+    One process on the same global batches is what they are compared with. Only one file is written, by rank 0; only its sinks are told.
     """
     found = train(tmp_path, ranks, "--parallel", parallel, *more)
     check(found, expected, ranks)
     assert os.listdir(tmp_path / "output") == ["ranks_training_metrics.json"]
+    assert [own["told"] for own in found] == [["began", 1, 2, True]] + [[]] * (ranks - 1)
     for rank in range(1, ranks):
         assert "trackmetrics" not in logs(tmp_path, rank).lower()
         assert "epoch" not in logs(tmp_path, rank)

@@ -239,7 +239,8 @@ class Engine:
             message = f"the process was told to end by {signal}"
             self._save({"state": "interrupted", "error": {"type": signal, "message": message}}, last=True)
         self.file.release()
-        self._sinks.process_ends(self.record)
+        if self._ranks.writes:
+            self._sinks.process_ends(self.record)
 
     def completed(self, returned: Any) -> None:
         """Add the final results and the final inference; `returned` is what the decorated function gave back."""
@@ -339,7 +340,7 @@ class Engine:
 
     def _tell_sinks(self, tell: Callable[[RunRecord], None]) -> None:
         """Let the sinks know of the record; what a library draws while it sends is put back."""
-        if not self._sinks:
+        if not self._sinks or not self._ranks.writes:
             return
         began = self.clock.monotonic()
         try:

@@ -25,6 +25,23 @@ from trackmetrics.record import METRIC_KEYS
 
 BATCH, STEPS, EPOCHS = 8, 3, 2
 runs = []
+told = []
+
+
+class Told:
+    """A sink that keeps what it is told."""
+
+    def run_began(self, record, path):
+        """It is."""
+        told.append("began")
+
+    def epoch_ended(self, record, path):
+        """How many there are."""
+        told.append(len(record.epochs))
+
+    def run_ended(self, record, path):
+        """The results are there."""
+        told.append(record.final_results is not None)
 
 
 class Attends(nn.Module):
@@ -99,7 +116,7 @@ def loader_of(dataset, rank, ranks):
     return DataLoader(dataset, batch_sampler=[list(range(step + first, step + last)) for step in steps])
 
 
-@tracked_training(task="ranks", output_dir="output")
+@tracked_training(task="ranks", output_dir="output", sinks=[Told()])
 def train(model, train_loader, dev_loader, counts, accumulate, happens, metrics, tracker):
     """Train on a rank's part of the global batches, of which `counts` says how many targets count.
 
@@ -279,7 +296,8 @@ def main():
     ended = time.monotonic() - began
     said = [str(item.message) for item in caught if item.category.__name__ == "TrackmetricsWarning"]
     with open(f"said{rank}.json", "w") as file:
-        json.dump({"said": said, "seconds": ended, "weights": weights_of(model), "record": figures()}, file)
+        json.dump({"said": said, "seconds": ended, "weights": weights_of(model), "record": figures(),
+                   "told": told}, file)  # fmt: skip
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
