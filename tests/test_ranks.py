@@ -89,7 +89,7 @@ def logs(folder, rank):
 def test_the_figures_are_those_of_one_process(tmp_path, expected, parallel, ranks, more):
     """Loss and accuracies weigh what each rank saw, in unequal parts; the norm is that of the averaged, whole gradient.
 
-    One process on the same global batches is what they are compared with. Only one file is written, by rank 0; only its sinks are told.
+    One process on the same global batches is what they are compared with. Only rank 0 writes a file, and tells sinks.
     """
     found = train(tmp_path, ranks, "--parallel", parallel, *more)
     check(found, expected, ranks)
