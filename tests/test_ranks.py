@@ -227,6 +227,34 @@ def test_a_rank_that_dies_leaves_the_file_whole(tmp_path):
     assert data["epochs"][0]["train_loss"] == 1.2417
 
 
+def test_processes_that_do_not_say_which_rank_they_are(tmp_path):
+    """The second one is refused the file, and told what is missing."""
+    code = textwrap.dedent(
+        """
+        import multiprocessing, sys
+        from trackmetrics import Tracker
+
+        def rank():
+            Tracker("spawned").__enter__()
+
+        if __name__ == "__main__":
+            with Tracker("spawned"):
+                process = multiprocessing.get_context("spawn").Process(target=rank)
+                process.start()
+                process.join()
+        """
+    )
+    (tmp_path / "spawns.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "spawns.py"], cwd=tmp_path, capture_output=True, text=True, check=True,
+        env={name: value for name, value in os.environ.items() if name != "RANK"},
+    )  # fmt: skip
+    assert (
+        "or wait until that one has ended; if the two are ranks of one training, call init_process_group or set RANK "
+        "before, so that one writes\n"
+    ) in done.stderr
+
+
 def test_a_rank_is_known_before_the_process_group(tmp_path):
     """By what torchrun says: it writes and prints nothing."""
     code = textwrap.dedent(

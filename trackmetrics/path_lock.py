@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import multiprocessing
 import os
 import socket
 import time
@@ -20,6 +21,12 @@ _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 _ATTEMPTS = 10  # at reading who holds the lock: its holder writes that just after taking it
 _PAUSE_SECONDS = 0.01
 _LONGEST = 500  # bytes of what a lock file says
+_RANKS = "; if the two are ranks of one training, call init_process_group or set RANK before, so that one writes"
+
+
+def _may_be_a_rank() -> bool:
+    """Whether this process was started by another one of Python's, which didn't say which rank it is."""
+    return multiprocessing.parent_process() is not None and "RANK" not in os.environ
 
 
 class PathLock:
@@ -96,7 +103,7 @@ class PathLock:
     def _in_use(self) -> PathInUseError:
         return PathInUseError(
             f"another live run writes {self._path} ({self._holder()}); give this one another part= or output_dir=, "
-            "or wait until that one has ended"
+            f"or wait until that one has ended{_RANKS if _may_be_a_rank() else ''}"
         )
 
     def _holder(self) -> str:
