@@ -61,8 +61,8 @@ class Engine:
             max_inline_mb=options.max_inline_mb,
         )
         self._options = options
-        self._ranks = Ranks(options.task)
-        self._notices = Notices(lambda: self._ranks.writes)
+        self._ranks = ranks = Ranks(options.task)
+        self._notices = Notices(lambda: ranks.writes)  # knows no engine: a run that is let go of is gone at once
         self._training = Training(functools.partial(_instrument_failed, self._notices))
         self._assessment = Assessment(
             options, self._training, self._notices, self._ranks, arguments, self.clock.monotonic
