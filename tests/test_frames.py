@@ -148,6 +148,7 @@ def read_events(folder):
 
 def test_tensorboard_has_each_value_at_its_epoch_and_time(tmp_path):
     """Scalars by name and epoch, at the time at which the epoch ended; the hyperparameters before them."""
+    pytest.importorskip("tensorboard")
     to_tensorboard(a_run(losses=(0.5, NAN)), tmp_path / "log")
     began = datetime(2026, 1, 30, 22, 8, 22, tzinfo=timezone.utc).timestamp()
     values = [
@@ -167,6 +168,7 @@ def test_tensorboard_has_each_value_at_its_epoch_and_time(tmp_path):
 
 def test_an_epoch_after_a_resumption_has_that_parts_time(tmp_path):
     """The time between two parts of a run is there; what a later resumption dropped doesn't count."""
+    pytest.importorskip("tensorboard")
     run = a_run(losses=(0.5, 0.4, 0.3, 0.2))
     resumed = [
         {"after_epoch": 3, "timestamp": "2026-01-30T22:30:00Z"},

@@ -66,7 +66,7 @@ def kind(request):
 @contextlib.contextmanager
 def entered(kind):
     if kind.library:
-        pytest.importorskip(kind.library, reason="what arrives in it is read back")
+        pytest.importorskip(kind.library, reason=f"{kind.library} isn't installed: what arrives in it is read back")
     with kind.entered() as attached:
         yield attached
 
@@ -353,7 +353,7 @@ def test_the_file_is_written_first():
 
 def test_a_server_that_cant_be_reached_costs_the_sink(monkeypatch):
     """MLflow's server is away: one warning; TensorBoard has all epochs."""
-    mlflow = pytest.importorskip("mlflow", reason="asks a server that isn't there")
+    mlflow = pytest.importorskip("mlflow", reason="mlflow isn't installed: it asks a server that isn't there")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     client = mlflow.MlflowClient(tracking_uri="http://127.0.0.1:9")
     with entered(OwnEvents) as other:
@@ -407,7 +407,7 @@ def test_a_missing_library_is_said_before_training(monkeypatch, name, library):
     """With the line that installs it, and no file is written; the sinks before it are told that the run is over."""
     for other in ("tensorboard", "wandb", "PIL"):
         if other != library:
-            pytest.importorskip(other, reason="one library at a time is missing")
+            pytest.importorskip(other, reason=f"{other} isn't installed, and one library at a time is to be missing")
     monkeypatch.setattr(extras, "installed", lambda module: module != library)
     other = Faulty(None)
     with pytest.raises(MissingExtraError) as caught:

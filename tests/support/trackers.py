@@ -44,7 +44,7 @@ def split(scalars):
 
 
 def pixels(data):
-    image = pytest.importorskip("PIL.Image", reason="reads the images back")
+    image = pytest.importorskip("PIL.Image", reason="pillow isn't installed: it reads the images back")
     return np.asarray(image.open(io.BytesIO(data)).convert("RGB"))
 
 
@@ -130,7 +130,7 @@ class UsersWriter(OwnEvents):
 @contextlib.contextmanager
 def a_store():
     """A local database of MLflow's in this folder; made once, for that takes seconds."""
-    mlflow = pytest.importorskip("mlflow", reason="a local MLflow store is read back")
+    mlflow = pytest.importorskip("mlflow", reason="mlflow isn't installed: a local store is read back")
     uri = f"sqlite:///{Path('mlflow.db').absolute()}"
     template = Path(a_store.__dict__.setdefault("folder", Path.cwd())) / "template.db"
     if not template.exists():
@@ -228,7 +228,7 @@ class OwnWandbRun(Kind):
     @classmethod
     @contextlib.contextmanager
     def entered(cls):
-        wandb = pytest.importorskip("wandb", reason="an offline W&B run is read back")
+        wandb = pytest.importorskip("wandb", reason="wandb isn't installed: an offline run is read back")
         places = {f"WANDB_{name}_DIR": str(Path(name).absolute()) for name in ("DATA", "CACHE", "CONFIG")}
         given = {"WANDB_MODE": "offline", "WANDB_DIR": os.getcwd(), "WANDB_SILENT": "true", **places}
         with pytest.MonkeyPatch.context() as patch:
