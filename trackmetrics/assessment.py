@@ -75,6 +75,11 @@ class Assessment:
             raise ArgumentError(f"watch() was given a {type(model).__name__}; give the torch.nn.Module that is trained")
         self._watched = model
 
+    def learn(self, arguments: Mapping[str, Any], model: torch.nn.Module | None) -> None:
+        """A trainer says what it trains, with which data and settings; the user's `watch` wins over its model."""
+        self._arguments = {**self._arguments, **arguments}
+        self._watched = self._watched or model
+
     def epoch_begins(self) -> None:
         """Note the seed, before anything of the first epoch is drawn."""
         if self._seed is None:
