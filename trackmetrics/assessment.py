@@ -472,7 +472,8 @@ class Assessment:
         return {**self._namespaces, **hyperparameters.spread(own)}
 
     def _batch_size(self) -> int | None:
-        sizes = [getattr(found.data, "batch_size", None) for found in self._train]
+        loaders = [loader for found in self._train for loader in (found.data, getattr(found.data, "batch_sampler", None))]
+        sizes = [getattr(loader, "batch_size", None) for loader in loaders]
         return next((size for size in sizes if isinstance(size, int)), None)
 
     @contextlib.contextmanager

@@ -235,16 +235,24 @@ def find_schedulers(
     found: dict[int, LRScheduler] = {}
     for space in spaces:
         for value in space.values():
-            if isinstance(value, LRScheduler) and id(value.optimizer) in steppers:
+            value = _wrapped(value, "scheduler")
+            if isinstance(value, LRScheduler) and id(_wrapped(value.optimizer, "optimizer")) in steppers:
                 found[id(value)] = value
     return list(found.values())
+
+
+def _wrapped(value: Any, name: str) -> Any:
+    """What stands in a wrapper, such as accelerate's, under `name`; a value that is none is given as it is."""
+    own = getattr(value, "__dict__", None)
+    return own.get(name, value) if isinstance(own, dict) else value
 
 
 class ConstructorArguments:
     """Remembers, for each module built while it listens, the plain arguments of its constructor."""
 
     def __init__(self) -> None:
-        self._seen: weakref.WeakKeyDictionary[torch.nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
+        # By identity: a module may have a hash of its own, which can't be had while it is built.
+        self._seen: dict[int, tuple[weakref.ref[torch.nn.Module], dict[str, Any]]] = {}
 
     def module_built(self, module: torch.nn.Module, frame: types.FrameType) -> None:
         """`nn.Module.__init__` ran, called from `frame`: the constructor, whose locals are still its arguments.
@@ -265,11 +273,13 @@ class ConstructorArguments:
                 own = _arguments(constructor, values, positional)
                 arguments = own | {name: value for name, value in arguments.items() if name not in own}
             caller = caller.f_back
-        self._seen[module] = spread(arguments)
+        key, seen = id(module), self._seen
+        seen[key] = weakref.ref(module, lambda _: seen.pop(key, None)), spread(arguments)
 
     def of(self, module: torch.nn.Module) -> dict[str, Any]:
         """The arguments with which `module` was built, where that was seen."""
-        return self._seen.get(module, {})
+        found = self._seen.get(id(module))
+        return found[1] if found is not None and found[0]() is module else {}
 
 
 def _first_argument(code: types.CodeType, values: Mapping[str, Any]) -> Any:
