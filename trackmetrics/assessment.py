@@ -472,8 +472,9 @@ class Assessment:
         return {**self._namespaces, **hyperparameters.spread(own)}
 
     def _batch_size(self) -> int | None:
-        loaders = [loader for found in self._train for loader in (found.data, getattr(found.data, "batch_sampler", None))]
-        sizes = [getattr(loader, "batch_size", None) for loader in loaders]
+        data = [found.data for found in self._train]
+        samplers = [getattr(loader, "batch_sampler", None) for loader in data]
+        sizes = [getattr(item, "batch_size", None) for item in (*data, *samplers)]
         return next((size for size in sizes if isinstance(size, int)), None)
 
     @contextlib.contextmanager

@@ -36,7 +36,7 @@ class FollowedRun:
         if task is not None:
             make_options(task, options).check_without_function()
         elif options:
-            raise ArgumentError(f"{', '.join(options)} came without task=; give both, or none to join the run around it")
+            raise ArgumentError(f"{', '.join(options)} came without task=; give it, too, or no option to join a run")
         self._library = library
         self._task = task
         self._options = dict(options)
@@ -102,7 +102,9 @@ class FollowedRun:
     def log(self, values: Mapping[str, Any]) -> None:
         """Put what the trainer logs into the record of the epoch; a name that the run measures is given another."""
         epoch = None if self._run is None else self._run._open
-        for name, value in values.items() if epoch is not None else ():
+        if epoch is None:
+            return
+        for name, value in values.items():
             with self.spared(f"the logged {name}"):
                 own = name in METRIC_KEYS or name in RESERVED_EPOCH_KEYS
                 epoch.log(**{f"logged_{name}" if own else str(name): value})

@@ -31,7 +31,8 @@ class MetricsFileCallback(*(library.Callback for library in _libraries)):  # typ
         super().__init__()
         self.task = task
         self._run = FollowedRun("Lightning", task, options)
-        self._before: Mapping[str, Any] = {}
+        self._before: Mapping[str, Any] = {}  # what was logged when the epoch began
+        self._epoch_end: Any = None
 
     @property
     def tracker(self) -> Tracker:
@@ -62,19 +63,20 @@ class MetricsFileCallback(*(library.Callback for library in _libraries)):  # typ
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """The epoch ends, but the module is to log the last of its values yet.
 
-        Lightning tells it next, and then those callbacks that keep checkpoints: for this once one of ours is among them.
+        Lightning calls the module next, and then those callbacks that keep checkpoints: for once one of ours is there.
         """
         with self._run.spared("the epoch's record"):
             library = next(library for library in _libraries if isinstance(trainer, library.Trainer))
 
-            class EpochEnd(library.callbacks.Checkpoint):  # type: ignore[misc, valid-type]
+            class EpochEnd(library.callbacks.Checkpoint):  # type: ignore[misc, name-defined]
                 def on_train_epoch_end(this, trainer: Any, pl_module: Any) -> None:  # noqa: N805
-                    trainer.callbacks = [callback for callback in trainer.callbacks if callback is not this]
                     self._end_epoch(trainer)
 
-            trainer.callbacks = [EpochEnd(), *trainer.callbacks]
+            self._epoch_end = EpochEnd()
+            trainer.callbacks = [self._epoch_end, *trainer.callbacks]
 
     def _end_epoch(self, trainer: Any) -> None:
+        self._forget_epoch_end(trainer)
         with self._run.spared("the logged values"):
             metrics = trainer.callback_metrics
             self._run.log({name: value for name, value in metrics.items() if value is not self._before.get(name)})
@@ -87,7 +89,12 @@ class MetricsFileCallback(*(library.Callback for library in _libraries)):  # typ
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """An exception, Ctrl+C or a signal ends the run."""
+        self._forget_epoch_end(trainer)
         self._run.end(exception)
+
+    def _forget_epoch_end(self, trainer: Any) -> None:
+        own, self._epoch_end = self._epoch_end, None
+        trainer.callbacks = [callback for callback in trainer.callbacks if callback is not own]
 
 
 def _known(trainer: Any, pl_module: Any) -> dict[str, Any]:
