@@ -182,11 +182,10 @@ class Tracker:
         if self._engine is not None:
             self._engine.learn(arguments, model)
 
-    def _say_fault(self, what: str, error: Exception) -> bool:
-        """A fault of ours cost `what`; False where the run is over and can't say so any more."""
+    def _say_fault(self, what: str, error: Exception) -> None:
+        """A fault of ours cost `what`."""
         if self._engine is not None:
             self._engine.say_fault(what, error)
-        return self._engine is not None
 
     def _check_running(self, call: str) -> None:
         if self._state != "running":

@@ -60,6 +60,7 @@ def test_the_plain_loop_says_what_is_worked_out_beside_it(plain):
         found = [getattr(epoch, key) for key in METRIC_KEYS]
         assert found == pytest.approx(expected, rel=1e-6)
     assert any(norm > 0.5 for *_, norm in notes), "nothing is clipped"
+    assert len({epoch.dev_accuracy for epoch in record.epochs}) == 3, "nothing is learnt"
     assert len(record.final_inference.attention_weights) == 1
 
 
@@ -83,7 +84,7 @@ def test_each_trainer_gives_the_same_record(trainer, plain):
     assert "warnings" not in found.extensions
     assert found.extensions["status"]["state"] == "completed"
     training = found.metadata.hyperparameters.training
-    assert [training[name] for name in ("num_epochs", "batch_size", "learning_rate")] == [3, 8, 0.2]
+    assert [training[name] for name in ("num_epochs", "batch_size", "learning_rate")] == [3, 8, 0.3]
     assert training["optimizer"]["momentum"] == 0.9
     assert found.metadata.hyperparameters.model["class"] == "Net"
     file = load_run("output/toy_training_metrics.json")
