@@ -94,7 +94,8 @@ def test_mixed_precision():
     )
     accelerator.init_trackers("toy")
     net = Net()
-    model, optimizer, train_loader = accelerator.prepare(net, optimizer_of(net), loaders()[0])
+    train_loader, dev_loader = loaders()
+    model, optimizer, train_loader = accelerator.prepare(net, optimizer_of(net), train_loader)
     with tracker.epoch():
         for batch in train_loader:
             accelerator.backward(model(**batch)["loss"])
@@ -103,7 +104,7 @@ def test_mixed_precision():
             optimizer.zero_grad()
         model.eval()
         with torch.no_grad():
-            right = [model(batch["inputs"])["logits"].argmax(1) == batch["labels"] for batch in loaders()[1]]
+            right = [model(batch["inputs"])["logits"].argmax(1) == batch["labels"] for batch in dev_loader]
         model.train()
     accelerator.end_training()
     (epoch,) = kept.record.epochs
@@ -211,6 +212,17 @@ def test_what_cannot_be_right_is_said_before_training():
         by_accelerate(MetricsFileTracker("toy", output_dir="file"))
 
 
+def test_of_several_processes_each_has_to_be_in_a_run(monkeypatch):
+    """Accelerate begins trackers on the first one alone; without a task the tracker joins a run that each is in."""
+    monkeypatch.setattr("trackmetrics.integrations.accelerate.world_size", lambda: 2)
+    with pytest.raises(RunStateError, match="with @tracked_training"):
+        by_accelerate(MetricsFileTracker("toy"))
+    with Tracker("toy") as run:
+        assert MetricsFileTracker().tracker is run  # where Accelerate doesn't begin it
+        by_accelerate(MetricsFileTracker())
+    assert len(run.record.epochs) == 3
+
+
 @pytest.mark.parametrize(
     ("broken", "costs"),
     [
@@ -238,12 +250,3 @@ def test_it_is_off_where_tracking_is(monkeypatch):
         accelerator.log({"loss": 1.0})
     accelerator.end_training()
     assert not Path("output").exists()
-
-
-def test_a_missing_library_says_how_to_install_it():
-    code = (
-        "from trackmetrics import extras; extras.installed = lambda name: False\n"
-        "import trackmetrics.integrations.accelerate"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "MissingExtraError: accelerate isn't installed; pip install 'trackmetrics[accelerate]'" in done.stderr

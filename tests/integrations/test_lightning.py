@@ -1,8 +1,6 @@
 """The Lightning callback: what is logged, how a run ends, and that its faults stop no training."""
 
 import signal
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from trainers import (
     share_right,
 )
 
-from trackmetrics import Tracker, TrackmetricsWarning, extras, load_run, tracked_training, tracker
+from trackmetrics import Tracker, TrackmetricsWarning, load_run, tracked_training, tracker
 from trackmetrics.assessment import Assessment
 from trackmetrics.errors import ArgumentError, OutputError, RunStateError
 from trackmetrics.instruments.model_state import _things
@@ -318,7 +316,7 @@ def test_a_fit_resumed_from_a_checkpoint(tmp_path):
     fit([MetricsFileCallback("toy")], epochs=3)
     whole = load_run(FILE)
     resumed = lightning_trainer(library, [MetricsFileCallback("toy", resume=True)], epochs=3)
-    resumed.fit(lightning_module(library), *loaders(), ckpt_path="two.ckpt", weights_only=False)
+    resumed.fit(lightning_module(library), *loaders(), ckpt_path="two.ckpt")
     file = load_run(FILE)
     assert [epoch.epoch for epoch in file.epochs] == [1, 2, 3]
     for key in METRIC_KEYS:
@@ -335,7 +333,7 @@ def test_a_fit_that_was_broken_off_within_an_epoch():
     (path,) = Path("mid").glob("*step=2.ckpt")
     kept = Kept()
     trainer = lightning_trainer(library, [MetricsFileCallback("toy", sinks=[kept])], epochs=2)
-    trainer.fit(lightning_module(library), *loaders(), ckpt_path=str(path), weights_only=False)
+    trainer.fit(lightning_module(library), *loaders(), ckpt_path=str(path))
     steps = [epoch["steps"] for epoch in kept.record.extensions["gradient_norm"]["epochs"]]
     assert steps == [1, 3]
 
@@ -448,17 +446,6 @@ def test_values_that_are_no_plain_data_cost_themselves():
     assert {name: kept.record.epochs[0].metrics[name] for name in ("odd", "7", "fine")} == {
         "odd": None, "7": 1.0, "fine": 2,
     }  # fmt: skip
-
-
-def test_a_missing_library_says_how_to_install_it():
-    code = (
-        "import sys; from trackmetrics import extras; extras.installed = lambda name: False\n"
-        "import trackmetrics.integrations.lightning"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "MissingExtraError: lightning isn't installed; pip install 'trackmetrics[lightning]'" in done.stderr
-    assert extras.installed("lightning")
 
 
 def test_it_is_off_where_tracking_is(monkeypatch):

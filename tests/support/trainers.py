@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from trackmetrics import tracker
+
 EPOCHS, CLIP, RATE = 3, 0.5, 0.3
 
 
@@ -49,15 +51,15 @@ class Net(nn.Module):
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
-def sets():
+def sets(count=46):
     """The training set, whose last batch is short, and the dev set."""
-    return Sequences(46, 1), Sequences(61, 2)
+    return Sequences(count, 1), Sequences(61, 2)
 
 
-def loaders(shuffle=False):
+def loaders(shuffle=False, count=46, batch_size=8):
     """Six training batches, eight dev batches."""
-    train, dev = sets()
-    return DataLoader(train, batch_size=8, shuffle=shuffle), DataLoader(dev, batch_size=8)
+    train, dev = sets(count)
+    return DataLoader(train, batch_size=batch_size, shuffle=shuffle), DataLoader(dev, batch_size=batch_size)
 
 
 def optimizer_of(model):
@@ -85,11 +87,11 @@ class Kept:
         return record
 
 
-def by_loop(tracker=None, net=None, shuffle=False, epochs=EPOCHS, notes=None):
+def by_loop(tracker=None, net=None, shuffle=False, epochs=EPOCHS, notes=None, **data):
     """The plain loop; `notes` gets each epoch's loss, accuracy and norm, worked out beside it."""
     net = net or Net()
     optimizer = optimizer_of(net)
-    train, dev = loaders(shuffle)
+    train, dev = loaders(shuffle, **data)
     for _ in range(epochs):
         with tracker.epoch() if tracker else contextlib.nullcontext():
             net.train()
@@ -159,26 +161,26 @@ def lightning_trainer(library, callbacks=(), epochs=EPOCHS, **settings):
     return library.Trainer(callbacks=list(callbacks), **{**plain, **settings})
 
 
-def by_lightning(library, callback=None, net=None, shuffle=False, **settings):
+def by_lightning(library, callback=None, net=None, data=(), shuffle=False, **settings):
     """Under Lightning."""
     net = net or Net()
     trainer = lightning_trainer(library, [callback] if callback else [], **settings)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"(lightning|pytorch_lightning)\.")
-        trainer.fit(lightning_module(library, net), *loaders(shuffle))
+        trainer.fit(lightning_module(library, net), *(data or loaders(shuffle)))
     return net
 
 
-def trainer_of(callbacks=(), net=None, shuffle=False, folder="trainer", **settings):
+def trainer_of(callbacks=(), net=None, shuffle=False, folder="trainer", count=46, batch_size=8, **settings):
     """A Hugging Face Trainer of the same training."""
     transformers = pytest.importorskip("transformers", reason="transformers isn't installed")
     pytest.importorskip("accelerate", reason="the Trainer needs accelerate")
     net = net or Net()
-    train, dev = sets()
+    train, dev = sets(count)
 
     class InOrder(transformers.Trainer):
         def get_train_dataloader(self):
-            return self.accelerator.prepare(DataLoader(train, batch_size=8, shuffle=shuffle))
+            return self.accelerator.prepare(DataLoader(train, batch_size=batch_size, shuffle=shuffle))
 
     plain = {
         "num_train_epochs": EPOCHS,
@@ -213,15 +215,15 @@ def by_trainer(callback=None, **settings):
     return trainer.model
 
 
-def by_accelerate(own=None, net=None, shuffle=False, epochs=EPOCHS, log=None, **settings):
+def by_accelerate(own=None, net=None, data=(), shuffle=False, epochs=EPOCHS, log=None, **settings):
     """Under Accelerate; `log(accelerator, epoch, loss)` is called in each epoch."""
     accelerate = pytest.importorskip("accelerate", reason="accelerate isn't installed")
     accelerator = accelerate.Accelerator(cpu=True, log_with=own, **{"gradient_accumulation_steps": 2, **settings})
     accelerator.init_trackers("toy", config={"width": 4})
-    run = accelerator.get_tracker("trackmetrics", unwrap=True) if own else None
+    run = tracker if own else None
     net = net or Net()
     optimizer = optimizer_of(net)
-    train, dev = loaders(shuffle)
+    train, dev = data or loaders(shuffle)
     net, optimizer, train, dev = accelerator.prepare(net, optimizer, train, dev)
     for number in range(epochs):
         with run.epoch() if run else contextlib.nullcontext():

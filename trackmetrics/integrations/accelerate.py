@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import extras
+from ..errors import RunStateError
+from ..ranks import world_size
 from ..run import Tracker
 from .followed_run import FollowedRun
 
@@ -14,6 +16,9 @@ _library = extras.load("accelerate.tracking", extra="accelerate")
 
 class MetricsFileTracker(_library.GeneralTracker):  # type: ignore[misc, name-defined]
     """A run from `accelerator.init_trackers(...)` to `accelerator.end_training()`.
+
+    Accelerate tells the trackers of the main process alone. On several processes train inside a run, which each of them
+    enters, and leave `task` out.
 
     Args:
         task: the task's name; without it the tracker is a part of the run around it, that of a decorated function or
@@ -26,7 +31,6 @@ class MetricsFileTracker(_library.GeneralTracker):  # type: ignore[misc, name-de
 
     name = "trackmetrics"
     requires_logging_directory = False
-    main_process_only = False  # each process observes its own part of the training
 
     def __init__(self, task: str | None = None, **options: Any) -> None:
         super().__init__()
@@ -39,7 +43,12 @@ class MetricsFileTracker(_library.GeneralTracker):  # type: ignore[misc, name-de
         return self._run.run
 
     def start(self) -> None:
-        """The run begins."""
+        """The run begins. Raises `RunStateError` where other processes would have none."""
+        if self.task is not None and world_size() > 1:
+            raise RunStateError(
+                "accelerate begins trackers on the main process alone; decorate the function that each process calls "
+                "with @tracked_training(...), or train inside `with Tracker(...)`, and give MetricsFileTracker no task"
+            )
         self._run.begin()
 
     def store_init_configuration(self, values: Mapping[str, Any]) -> None:

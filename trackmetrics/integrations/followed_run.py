@@ -48,9 +48,10 @@ class FollowedRun:
     @property
     def run(self) -> Tracker:
         """The run. Raises `RunStateError` before it began, and after it ended."""
-        if self._run is None:
+        run = run_in_progress() if self._run is None and self._task is None else self._run
+        if run is None:
             raise RunStateError(f"no run is in progress: it begins when {self._library} says so")
-        return self._run
+        return run
 
     @property
     def begun(self) -> bool:
