@@ -144,11 +144,11 @@ def test_a_module_with_a_forward_is_evaluated_by_it():
     def training_step(self, batch, index):
         return torch.nn.functional.cross_entropy(self(batch["inputs"]), batch["labels"])
 
-    kept, net = Kept(), Net()
-    module = lightning_module(
-        library, net, forward=forward, training_step=training_step, validation_step=lambda *args: None
-    )
-    fit([MetricsFileCallback("toy", sinks=[kept])], module)
+    kept = Kept()
+    own = {"forward": forward, "training_step": training_step, "validation_step": lambda *args: None}
+    trainer = lightning_trainer(library, [MetricsFileCallback("toy", sinks=[kept])])
+    trainer.fit(lightning_module(library, **own), *loaders())  # no name of this function is the module's
+    net = trainer.lightning_module.net
     assert kept.record.final_results.dev_accuracy == pytest.approx(1 - share_right(net, loaders()[1]))
     assert kept.record.epochs[0].dev_accuracy is not None
 

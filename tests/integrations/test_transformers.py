@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from oracle import one_thread  # noqa: F401
-from trainers import CLIP, Kept, Net, by_trainer, loaders, optimizer_of, share_right, trainer_of
+from trainers import CLIP, Kept, Net, Sequences, by_trainer, loaders, optimizer_of, share_right, trainer_of
 
 from trackmetrics import Tracker, TrackmetricsWarning, load_run, tracked_training, tracker
 from trackmetrics.errors import ArgumentError, RunStateError
@@ -114,11 +114,22 @@ def test_the_best_weights_are_the_final_ones():
 def test_of_several_evaluation_sets_the_first_is_the_dev_set():
     kept = Kept()
     trainer = trainer_of([MetricsFileCallback("toy", sinks=[kept])])
-    trainer.eval_dataset = {"own": trainer.eval_dataset, "other": trainer.train_dataset}
+    trainer.eval_dataset = {"own": trainer.eval_dataset, "other": trainer.train_dataset, "third": Sequences(9, 3)}
     model = train(trainer)
     assert kept.record.final_results.dev_accuracy == share_right(model, loaders()[1])
     for epoch in kept.record.epochs:
-        assert {"eval_own_loss", "eval_other_loss", "eval_own_right"} < set(epoch.metrics)
+        assert {"eval_own_loss", "eval_own_right", "eval_other_loss", "eval_third_loss"} < set(epoch.metrics)
+    assert kept.record.epochs[-1].dev_accuracy == kept.record.final_results.dev_accuracy
+
+
+def test_what_is_logged_at_the_very_end_is_no_epochs():
+    """Also where a log is due when an epoch ends that the Trainer leaves out, since that step was logged."""
+    kept = Kept()
+    callback = MetricsFileCallback("toy", sinks=[kept], dev=loaders()[1])
+    steps = {"gradient_accumulation_steps": 6, "num_train_epochs": 1, "logging_first_step": True}
+    train(trainer_of([callback], eval_strategy="no", **steps))
+    (epoch,) = kept.record.epochs
+    assert set(epoch.metrics) == {"loss", "grad_norm", "learning_rate"}
 
 
 def test_without_an_evaluation_the_dev_set_is_one_in_reach():

@@ -31,7 +31,8 @@ class MetricsFileCallback(_library.TrainerCallback):  # type: ignore[misc, name-
         self.task = task
         self._run = FollowedRun("the Trainer", task, options)
         self._begins = False  # the training, whose first epoch is to begin yet
-        self._trained = False  # the epoch that is open: what follows is its log and its evaluation
+        self._trained = False  # the epoch that is open: what follows is its log and its evaluation, if one is due
+        self._evaluates = False
         self._dev: Any = None
 
     @property
@@ -55,7 +56,7 @@ class MetricsFileCallback(_library.TrainerCallback):  # type: ignore[misc, name-
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The epoch ends, at once if neither a log nor an evaluation of it is due."""
-        self._trained = True
+        self._trained, self._evaluates = True, control.should_evaluate
         if not (control.should_log or control.should_evaluate):
             self._end_epoch()
 
@@ -65,7 +66,7 @@ class MetricsFileCallback(_library.TrainerCallback):  # type: ignore[misc, name-
             self._end_epoch()  # before the best weights are loaded
         elif self._run.in_epoch:
             self._run.log({name: value for name, value in (logs or {}).items() if name != "epoch"})
-            if not control.should_evaluate:
+            if not self._evaluates:
                 self._end_epoch()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
