@@ -1,5 +1,6 @@
 """The Lightning callback: what is logged, how a run ends, and that its faults stop no training."""
 
+import os
 import signal
 import warnings
 from pathlib import Path
@@ -277,6 +278,22 @@ def test_ctrl_c_ends_the_run():
         signal.signal(signal.SIGINT, handler)
     status = load_run(FILE).extensions["status"]
     assert (status["state"], status["error"]["type"]) == ("interrupted", "KeyboardInterrupt")
+
+
+def test_a_signal_ends_the_run():
+    """Lightning handles it, and tells its callbacks."""
+
+    class Ends(library.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.current_epoch == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        fit([MetricsFileCallback("toy"), Ends()])
+    file = load_run(FILE)
+    assert file.extensions["status"]["state"] == "interrupted"
+    assert "SIGTERM" in file.extensions["status"]["error"]["type"]
+    assert len(file.epochs) == 1
 
 
 def test_an_exception_at_the_epochs_end_leaves_nothing_in_the_trainer():

@@ -117,6 +117,7 @@ def test_of_several_evaluation_sets_the_first_is_the_dev_set():
     trainer.eval_dataset = {"own": trainer.eval_dataset, "other": trainer.train_dataset, "third": Sequences(9, 3)}
     model = train(trainer)
     assert kept.record.final_results.dev_accuracy == share_right(model, loaders()[1])
+    assert len(kept.record.epochs) == 3
     for epoch in kept.record.epochs:
         assert {"eval_own_loss", "eval_own_right", "eval_other_loss", "eval_third_loss"} < set(epoch.metrics)
     assert kept.record.epochs[-1].dev_accuracy == kept.record.final_results.dev_accuracy

@@ -80,16 +80,17 @@ class MetricsFileCallback(*(library.Callback for library in _libraries)):  # typ
         with self._run.spared("the logged values"):
             metrics = trainer.callback_metrics
             self._run.log({name: value for name, value in metrics.items() if value is not self._before.get(name)})
-        self._before = {}
         self._run.end_epoch()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """The run ends, while the model is where it was trained."""
+        self._before = {}
         self._run.end()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """An exception, Ctrl+C or a signal ends the run."""
         self._forget_epoch_end(trainer)
+        self._before = {}
         self._run.end(exception)
 
     def _forget_epoch_end(self, trainer: Any) -> None:

@@ -79,14 +79,11 @@ class MetricsFileCallback(_library.TrainerCallback):  # type: ignore[misc, name-
         if "eval_runtime" in metrics:  # else it is one of several, which have names of their own
             self._end_epoch()
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A checkpoint is saved: after the evaluation."""
-        self._end_epoch()
-
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The run ends."""
         self._end_epoch()
         self._run.end()
+        self._dev = None
 
     def _end_epoch(self) -> None:
         if self._trained:
