@@ -95,6 +95,8 @@ class Tracker:
     ) -> Literal[False]:
         engine, returned = self._engine, self._returned
         with _spared(engine, "the end of the run"), self._stack:
+            if self._open is not None:  # a trainer's, which its callback wasn't told the end of
+                self._open._engine = None
             self._state, self._arguments, self._returned, self._open = "ended", None, None, None
             self._options = None  # lets go of the data and functions among them
             try:

@@ -1,6 +1,7 @@
 """The Trainer's callback: when an epoch is over, what is logged, and what becomes of a training that fails."""
 
 import contextlib
+import gc
 import io
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import textwrap
 import types
 import warnings
+import weakref
 from pathlib import Path
 
 import pytest
@@ -261,6 +263,22 @@ def test_a_run_around_the_training_ends_by_its_exception():
     file = load_run(FILE)
     assert len(file.epochs) == 1
     assert file.extensions["status"]["error"] == {"type": "ZeroDivisionError", "message": "users"}
+
+
+def test_a_run_that_failed_holds_nothing():
+    """The callback that joined it wasn't told of its end, and still lets go of the model."""
+    callback, net = MetricsFileCallback(), Net()
+    gone = weakref.ref(net)
+    with contextlib.suppress(ZeroDivisionError), Tracker("toy"):
+        train(trainer_of([callback, Failing(ZeroDivisionError())], net=net))
+    del net
+    gc.collect()
+    assert gone() is None
+    with Tracker("toy") as run:  # and is good for another training
+        with contextlib.suppress(ZeroDivisionError):
+            train(trainer_of([callback, Failing(ZeroDivisionError())]))
+        train(trainer_of([callback], num_train_epochs=1))
+    assert len(run.record.epochs) == 2
 
 
 def test_a_decorated_function_trains():

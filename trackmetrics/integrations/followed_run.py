@@ -63,17 +63,18 @@ class FollowedRun:
 
         What was left open is ended: this very run, and those of the same library whose training isn't running any more.
         """
-        for other in [*_open]:
-            if other._lives_in == _here() and (other is self or other._is_left(self._library)):
-                other.end(other._how_it_was_left())
+        for left in [other for other in _open if other._lives_in == _here() and other._is_left(self._library)]:
+            left.end(left._how_it_was_left())
+        self.end(self._how_it_was_left())
         if self._task is None:
-            self._run = run_in_progress()
-            if self._run is None:
+            run = run_in_progress()
+            if run is None:
                 raise RunStateError(
                     "no run is in progress to be joined; give task=, or train inside `with Tracker(task=...)` or a "
                     "decorated function"
                 )
-            self._run._check_can_begin_epoch()
+            run._check_can_begin_epoch()
+            self._run = run
             return
         options = dict(self._options)
         if options.get("resume") is True and epochs_done:
@@ -123,19 +124,14 @@ class FollowedRun:
         """The training has ended, by itself or by an exception; what is left of an epoch then is dropped."""
         run, self._run = self._run, None
         epoch, self._epoch = self._epoch, None
-        if self in _open:
-            _open.remove(self)
-            own = True
-        else:
-            own = False
         self._frame = self._lives_in = None
-        if run is None:
-            return
-        with _spared(run, "the end of the run"):
-            if epoch is not None:
+        if epoch is not None:
+            with _spared(run, "the end of the epoch"):
                 epoch._leave(error or TrainingLeftError("the epoch has no end"), None)
-        with _spared(run, "the end of the run"):
-            if own:
+        if self in _open:  # a run of its own
+            _open.remove(self)
+            with _spared(run, "the end of the run"):
+                assert run is not None
                 run.__exit__(None if error is None else type(error), error, None)
 
     @contextlib.contextmanager
