@@ -22,14 +22,6 @@ FILE = "output/toy_training_metrics.json"
 SUPPORT = Path(__file__).parents[1] / "support"
 
 
-@pytest.fixture(autouse=True)
-def as_before():
-    """Accelerate keeps its settings for the whole process; each test has its own."""
-    yield
-    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
-    accelerate.state.GradientState._reset_state()
-
-
 def test_what_is_logged_stands_in_the_open_epochs_record():
     """The last value under a name counts; the record's own names are given another."""
 
