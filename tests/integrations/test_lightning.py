@@ -124,6 +124,15 @@ def test_a_dev_set_is_found_by_name_where_nothing_is_validated():
     assert kept.record.epochs[-1].dev_accuracy == share_right(net, dev)
 
 
+def test_a_validation_set_that_comes_late_is_the_dev_set_from_then_on():
+    """Lightning asks for it before the first validation, here in the second epoch."""
+    kept = Kept()
+    callback = MetricsFileCallback("toy", sinks=[kept])
+    with pytest.warns(TrackmetricsWarning, match="dev_accuracy is null: no dev set was found"):
+        fit([callback], data=loaders(), check_val_every_n_epoch=2, num_sanity_val_steps=0)
+    assert [epoch.dev_accuracy is None for epoch in kept.record.epochs] == [True, False, False]
+
+
 def test_without_a_dev_set_its_accuracy_is_null():
     kept = Kept()
     train = loaders()[0]

@@ -77,6 +77,8 @@ class MetricsFileCallback(*(library.Callback for library in _libraries)):  # typ
 
     def _end_epoch(self, trainer: Any) -> None:
         self._forget_epoch_end(trainer)
+        with self._run.spared("the data"):
+            self._run.learn(_data(trainer))
         with self._run.spared("the logged values"):
             metrics = trainer.callback_metrics
             self._run.log({name: value for name, value in metrics.items() if value is not self._before.get(name)})
@@ -101,9 +103,8 @@ class MetricsFileCallback(*(library.Callback for library in _libraries)):  # typ
 def _known(trainer: Any, pl_module: Any) -> dict[str, Any]:
     settings = {name: getattr(trainer, name, None) for name in _SETTINGS}
     epochs = trainer.max_epochs
-    known = {
-        "train": trainer.train_dataloader,
-        "dev": _first(trainer.val_dataloaders),
+    return {
+        **_data(trainer),
         "settings": {
             **{name: value for name, value in settings.items() if value not in (None, -1)},
             **({"num_epochs": epochs} if epochs is not None and epochs > 0 else {}),
@@ -111,7 +112,12 @@ def _known(trainer: Any, pl_module: Any) -> dict[str, Any]:
         "hparams": dict(pl_module.hparams),
         **{f"scheduler{number}": config.scheduler for number, config in enumerate(trainer.lr_scheduler_configs)},
     }
-    return {name: value for name, value in known.items() if value is not None}
+
+
+def _data(trainer: Any) -> dict[str, Any]:
+    """The loaders as they are now: they may be made anew, and a validation that comes late makes its own late."""
+    data = {"train": trainer.train_dataloader, "dev": _first(trainer.val_dataloaders)}
+    return {name: loader for name, loader in data.items() if loader is not None}
 
 
 def _first(loaders: Any) -> Any:
