@@ -29,7 +29,7 @@ FLOORS = [
     ["assessment"],
     ["engine"],
     ["run"],
-    ["decorator"],
+    ["decorator", "integrations"],
     ["demo"],
     ["cli"],
 ]
@@ -79,13 +79,23 @@ SINKS_FLOORS = [
     ["tensorboard", "mlflow", "wandb", "attached"],
     ["choice"],
 ]
+INTEGRATIONS_FLOORS = [
+    ["followed_run"],
+    ["lightning", "transformers", "accelerate"],
+]
 LIVE_FLOORS = [
     ["pace", "screen", "epoch_table"],
     ["status_line", "iteration"],
     ["notebook"],
     ["progress"],
 ]
-INNER_FLOORS = {"instruments": INSTRUMENT_FLOORS, "live": LIVE_FLOORS, "report": REPORT_FLOORS, "sinks": SINKS_FLOORS}
+INNER_FLOORS = {
+    "instruments": INSTRUMENT_FLOORS,
+    "integrations": INTEGRATIONS_FLOORS,
+    "live": LIVE_FLOORS,
+    "report": REPORT_FLOORS,
+    "sinks": SINKS_FLOORS,
+}
 NAMES = [
     "FinalInference", "RunRecord", "Tracker", "TrackmetricsError", "TrackmetricsWarning", "__version__",
     "capture_attention", "load_run", "tracked_training", "tracker",

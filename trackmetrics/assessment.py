@@ -95,6 +95,11 @@ class Assessment:
             raise ArgumentError(f"watch() was given a {type(model).__name__}; give the torch.nn.Module that is trained")
         self._watched = model
 
+    def learn(self, arguments: Mapping[str, Any], model: torch.nn.Module | None) -> None:
+        """A trainer says what it trains, with which data and settings; the user's `watch` wins over its model."""
+        self._arguments = {**self._arguments, **arguments}
+        self._watched = self._watched or model
+
     def epoch_begins(self) -> None:
         """Note the seed, before anything of the first epoch is drawn."""
         if self._seed is None:
@@ -539,7 +544,9 @@ class Assessment:
         return {**self._namespaces, **hyperparameters.spread(own)}
 
     def _batch_size(self) -> int | None:
-        sizes = [getattr(found.data, "batch_size", None) for found in self._train]
+        data = [found.data for found in self._train]
+        samplers = [getattr(loader, "batch_sampler", None) for loader in data]
+        sizes = [getattr(item, "batch_size", None) for item in (*data, *samplers)]
         return next((size for size in sizes if isinstance(size, int)), None)
 
     @contextlib.contextmanager

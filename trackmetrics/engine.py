@@ -125,6 +125,11 @@ class Engine:
         """Say which model is trained."""
         return self._assessment.watch
 
+    @property
+    def learn(self) -> Callable[[Mapping[str, Any], Any], None]:
+        """Know what a trainer knows of its training."""
+        return self._assessment.learn
+
     # Epochs
 
     def epoch_begins(self, steps: int | None = None, metrics: Mapping[str, Any] | None = None) -> None:

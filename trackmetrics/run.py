@@ -95,6 +95,8 @@ class Tracker:
     ) -> Literal[False]:
         engine, returned = self._engine, self._returned
         with _spared(engine, "the end of the run"), self._stack:
+            if self._open is not None:  # a trainer's, which its callback wasn't told the end of
+                self._open._engine = None
             self._state, self._arguments, self._returned, self._open = "ended", None, None, None
             self._options = None  # lets go of the data and functions among them
             try:
@@ -166,16 +168,29 @@ class Tracker:
         return StepEpochs(self, every, check_metrics(metrics))
 
     def _begin(self, epoch: Epoch | StepEpochs) -> Engine | None:
+        self._check_can_begin_epoch()
+        self._open = epoch
+        return self._engine
+
+    def _check_can_begin_epoch(self) -> None:
         self._check_running("epoch()")
         if self._open is not None:
             raise RunStateError(
                 "epoch() was entered inside another epoch of the same run; leave the first one before the next begins"
             )
-        self._open = epoch
-        return self._engine
 
     def _end(self) -> None:
         self._open = None
+
+    def _learn(self, arguments: Mapping[str, Any], model: torch.nn.Module | None = None) -> None:
+        """Know what a trainer knows as if the function's call had these arguments; `watch()` wins over its model."""
+        if self._engine is not None:
+            self._engine.learn(arguments, model)
+
+    def _say_fault(self, what: str, error: Exception) -> None:
+        """A fault of ours cost `what`."""
+        if self._engine is not None:
+            self._engine.say_fault(what, error)
 
     def _check_running(self, call: str) -> None:
         if self._state != "running":
@@ -268,13 +283,17 @@ class Epoch(_AnyEpoch):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> Literal[False]:
+        self._leave(error, sys._getframe(1))
+        return False
+
+    def _leave(self, error: BaseException | None, frame: FrameType | None) -> None:
+        """End the epoch: its record is made in the scope of `frame`, unless an exception ended it."""
         engine, self._engine = self._engine, None
         self._run._end()
         if engine is not None and error is not None:
             self._abandon(engine)
         elif engine is not None:
-            self._record(engine, sys._getframe(1))
-        return False
+            self._record(engine, frame)
 
 
 class StepEpochs(_AnyEpoch):
@@ -346,14 +365,20 @@ def _spared(engine: Engine | None, what: str) -> Iterator[None]:
         engine.say_fault(what, error)
 
 
+def run_in_progress() -> Tracker | None:
+    """Give the run in progress in this thread or task; None outside one."""
+    run = _current.get()
+    return None if run is None or run._state == "ended" else run  # ended in another thread, it is in this context yet
+
+
 class _CurrentRun:
     """Stands for the run in progress in this thread or task."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        run = _current.get()
-        if run is None or run._state == "ended":  # ended in another thread, which can't take it out of this context
+        run = run_in_progress()
+        if run is None:
             raise RunStateError(
                 f"tracker.{name} was used outside a run; decorate the training function with @tracked_training(...), "
                 "or open a run with `with Tracker(task=...)`"

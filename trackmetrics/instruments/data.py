@@ -238,14 +238,18 @@ def _indices(loader: DataLoader[Any]) -> Sequence[Any] | None:
     if isinstance(dataset, IterableDataset):
         return None
     sampler: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
-    if sampler is loader.batch_sampler or isinstance(sampler, BatchSampler):
-        sampler = getattr(sampler, "sampler", None) or sampler  # what the batches are drawn from
+    in_batches = sampler is loader.batch_sampler
+    if in_batches or isinstance(sampler, BatchSampler):
+        sampler = getattr(sampler, "batch_sampler", sampler)  # of which accelerate gives each process a part
+        drawn_from = getattr(sampler, "sampler", None)
+        in_batches &= drawn_from is None
+        sampler = drawn_from or sampler
     if isinstance(sampler, SubsetRandomSampler):
         return list(sampler.indices)
     whole = (SequentialSampler, RandomSampler, WeightedRandomSampler, DistributedSampler)
     if isinstance(sampler, whole) or hasattr(sampler, "num_replicas"):
         return range(_length(dataset))
-    return _picked(sampler, dataset, in_batches=sampler is loader.batch_sampler)
+    return _picked(sampler, dataset, in_batches)
 
 
 def _picked(sampler: Any, dataset: Any, in_batches: bool) -> Sequence[Any]:

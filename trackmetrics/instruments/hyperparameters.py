@@ -235,9 +235,16 @@ def find_schedulers(
     found: dict[int, LRScheduler] = {}
     for space in spaces:
         for value in space.values():
-            if isinstance(value, LRScheduler) and id(value.optimizer) in steppers:
+            value = _wrapped(value, "scheduler")
+            if isinstance(value, LRScheduler) and id(_wrapped(value.optimizer, "optimizer")) in steppers:
                 found[id(value)] = value
     return list(found.values())
+
+
+def _wrapped(value: Any, name: str) -> Any:
+    """What stands in a wrapper, such as accelerate's, under `name`; a value that is none is given as it is."""
+    own = getattr(value, "__dict__", None)
+    return own.get(name, value) if isinstance(own, dict) else value
 
 
 class ConstructorArguments:

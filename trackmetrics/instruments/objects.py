@@ -9,7 +9,8 @@ import types
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-_LIBRARIES = {*sys.stdlib_module_names, "torch", "numpy", "trackmetrics"}
+_TRAINERS = {"lightning", "pytorch_lightning", "lightning_fabric"}  # a module of theirs holds the trainer, and so all
+_LIBRARIES = {*sys.stdlib_module_names, "torch", "numpy", "trackmetrics", *_TRAINERS}
 
 
 def is_users(item: Any) -> bool:
