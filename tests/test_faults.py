@@ -35,6 +35,8 @@ from trackmetrics import FinalInference, Tracker, TrackmetricsWarning
 from trackmetrics.plain import Growing
 from trackmetrics.record import record_to_plain
 
+pytestmark = pytest.mark.long
+
 # What is trained
 
 

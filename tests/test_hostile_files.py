@@ -29,6 +29,8 @@ from trackmetrics.errors import InvalidNameError, MetricsFileError, OutputError
 from trackmetrics.metrics_file import MetricsFile, encode_record, load_run
 from trackmetrics.names import check_name
 
+pytestmark = pytest.mark.long
+
 posix_only = pytest.mark.skipif(os.name != "posix", reason="links and pipes as POSIX has them")
 
 SECONDS = 20

@@ -22,7 +22,10 @@ from trackmetrics.metrics_file import MetricsFile
 KILLS = 200
 NAME = "t_training_metrics.json"
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork and signals as POSIX has them")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(os.name != "posix", reason="fork and signals as POSIX has them"),
+]
 
 # Loads all that a run needs once and forks a training for each line read, since loading takes longer than many epochs.
 # A training says each epoch that is over, and is killed by whoever reads that. Its text is long, so that most of its

@@ -17,7 +17,10 @@ import torch
 from trackmetrics.instruments.division import Division, agree, total
 from trackmetrics.instruments.figures import Figures, Norms, Share, together
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch is built without distributed")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch is built without distributed"),
+]
 WORKER = Path(__file__).parent / "support" / "ranks_worker.py"
 FILE = "output/ranks_training_metrics.json"
 

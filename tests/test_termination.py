@@ -15,7 +15,10 @@ from strict_json import strict_loads
 from trackmetrics.termination import told_of_termination
 from trackmetrics.validation import validate
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them"),
+]
 
 FILE = "output/t_training_metrics.json"
 MESSAGE = "the process was told to end by {}"

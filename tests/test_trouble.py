@@ -22,7 +22,10 @@ from trackmetrics.errors import PathInUseError
 NAME = "t_training_metrics.json"
 NOTHING = {"train": [], "dev": [], "progress": False}
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="disks, limits and pipes as POSIX has them")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(os.name != "posix", reason="disks, limits and pipes as POSIX has them"),
+]
 
 
 def epoch(of, **values):
