@@ -123,6 +123,14 @@ def test_a_dev_set_that_only_the_first_rank_has(tmp_path, expected):
     assert found[1]["said"] == []
 
 
+def test_an_inference_of_the_users_own(tmp_path, expected):
+    """It is given the model without its replication, which one rank can run."""
+    found = train(tmp_path, 2, "--parallel", "replicated", "--finalize", "--seconds", "20")
+    assert [own["said"] for own in found] == [[], []]
+    assert found[0]["record"]["example"] == "mine"
+    np.testing.assert_allclose(found[0]["record"]["log_probs"], expected["log_probs"], rtol=1e-5)
+
+
 def test_gradients_that_the_loop_averages_are_no_guess(tmp_path, expected):
     """They differ when the backward has ended: null, and the reason once; all else is right."""
     found = train(tmp_path, 2, "--parallel", "by_hand")

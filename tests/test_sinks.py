@@ -636,6 +636,16 @@ def test_images_are_large_enough_and_not_too_large(length, side):
     assert image[-1, 0].tolist() == [8, 48, 107]
 
 
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (1, 1300)])
+def test_an_image_of_a_map_that_is_no_square(shape):
+    """As a user's finalize may give it: a cell for each weight, as high as it is wide."""
+    (image,) = attention_images(a_run_with([np.ones(shape).tolist()])).values()
+    block = -(-max(shape) // 512)
+    rows, columns = (-(-length // block) for length in shape)
+    assert image.shape[0] * columns == image.shape[1] * rows
+    assert (image == image[0, 0]).all()
+
+
 def test_no_attention_is_no_image():
     """None where there is no final inference, no layer, or nothing but zeros; 64 layers at most."""
     assert attention_images(RunRecord(Metadata("t", ""))) == {}

@@ -358,15 +358,15 @@ class Assessment:
     def _count(self, metrics: MetricObjects | None, data: Any, division: Division, targets: int) -> Share:
         """This rank's part of an accuracy: by the training's pairing, or by the user's function."""
         assert self._model is not None
+        model = without_replication(self._model)
         evaluate, pairing = self._options.evaluate, self._training.pairing
         if evaluate is None:
             assert pairing is not None
             pairing = replace(pairing, targets=targets)
-            model = without_replication(self._model)
             share = evaluation.right_predictions(model, data, pairing, division, metrics)
             return share if pairing.has_accuracy else Share(0.0, 1.0)  # the metrics were fed, nothing was judged
-        with undisturbed(self._model, data, evaluate), heard_by(None):
-            value = float(evaluate(self._model, data))
+        with undisturbed(model, data, evaluate), heard_by(None):
+            value = float(evaluate(model, data))
         return Share(value, 1.0) if division.counts else Share()
 
     def _why_no_model(self) -> str:
@@ -495,8 +495,9 @@ class Assessment:
     def _finalized(self, finalize: Callable[[Any, Any], Any], found: Found) -> FinalInference:
         assert self._model is not None
         raw = found.data if found.role == "example" else final_inference.raw_example(found.data)
-        with undisturbed(self._model, found.data, finalize), heard_by(None):
-            result = finalize(self._model, raw)
+        model = without_replication(self._model)  # which this rank can run alone
+        with undisturbed(model, found.data, finalize), heard_by(None):
+            result = finalize(model, raw)
         return _as_inference(result)
 
     # Hyperparameters

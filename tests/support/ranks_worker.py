@@ -244,6 +244,13 @@ def measured(kind, rank):
     return {"metrics": metrics}
 
 
+def finalize(model, example):
+    """The user's own inference: rank 0 alone makes it, though replicas tell each other a buffer at each forward."""
+    with torch.no_grad():
+        log_probs = model(example[0][None])[0].log_softmax(-1)
+    return {"example_input": "mine", "log_probs": log_probs, "attention_weights": []}
+
+
 def weights_of(model):
     """A number that tells one training from another."""
     parts = [part.to_local() if hasattr(part, "to_local") else part for part in model.parameters()]
@@ -259,6 +266,7 @@ def main():
     options.add_argument("--seconds", type=float, default=60)
     options.add_argument("--happens", default="")
     options.add_argument("--metrics", default="")
+    options.add_argument("--finalize", action="store_true")
     options.add_argument("--rank", type=int, default=1, help="where it happens")
     args = options.parse_args()
     torch.set_num_threads(1)
@@ -289,7 +297,9 @@ def main():
         arguments = wrapped, loader_of(train_set, rank, ranks), dev_loader, counts, args.accumulate, happens
         arguments += (measured(args.metrics, rank),)
         with contextlib.suppress(LookupError):
-            if args.happens == "undecorated" and here:
+            if args.finalize:
+                tracked_training(task="ranks", finalize=finalize)(train.__wrapped__)(*arguments)
+            elif args.happens == "undecorated" and here:
                 train.__wrapped__(*arguments, Bare())
             else:
                 train(*arguments)

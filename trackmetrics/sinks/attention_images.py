@@ -38,11 +38,11 @@ def attention_images(record: RunRecord) -> dict[str, npt.NDArray[np.uint8]]:
 
 def _images(layers: npt.NDArray[np.floating]) -> Iterator[npt.NDArray[np.uint8]]:
     for weights in layers:
-        block = -(-len(weights) // _LARGEST)
-        starts = range(0, len(weights), block)
+        block = -(-max(weights.shape) // _LARGEST)
+        rows, columns = (range(0, length, block) for length in weights.shape)
         # A maximum keeps the one token that is attended to, where a mean would blur it away.
-        shrunk = np.fmax.reduceat(np.fmax.reduceat(weights, starts, axis=0), starts, axis=1)
-        yield np.kron(_coloured(shrunk), np.ones((-(-_SIDE // len(shrunk)),) * 2 + (1,), np.uint8))
+        shrunk = np.fmax.reduceat(np.fmax.reduceat(weights, rows, axis=0), columns, axis=1)
+        yield np.kron(_coloured(shrunk), np.ones((-(-_SIDE // min(shrunk.shape)),) * 2 + (1,), np.uint8))
 
 
 def _coloured(weights: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
