@@ -336,6 +336,13 @@ def offer(*marks, length=3, why=None, collective=False, called=False):
         ([offer("a", collective=True), offer()], "alone", 0, "the model needs every rank, and rank 1 has no such set"),
         ([offer("a", length=None, collective=True)] * 2, "all", 0, None),
         ([offer("", called=True)] * 2, "all", 0, None),
+        ([offer(), offer("a")], "", 0, ""),
+        (
+            [offer("a", collective=True), offer("b", length=0, collective=True)],
+            "apart",
+            0,
+            "the model needs every rank, and the set of rank 1 is empty",
+        ),
         ([offer("a", why="no model"), offer("a")], "", 0, "no model"),
         ([offer(None), offer("a")], "", 0, "'dev' can't be evaluated (broken)"),
     ],

@@ -586,7 +586,7 @@ def _joined(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "figures": together([offer["figures"] for offer in ranks]),
         "said": {**{name: add(parts).mean for name, parts in shares.items()}, **logged},
-        "evaluated": evaluated[0] if evaluated else None,
+        "evaluated": evaluated[0] if len(set(evaluated)) == 1 else None,  # else each may have evaluated its own part
         "evaluates": ranks[0]["evaluates"],
         "measures": ranks[0]["measures"],
     }

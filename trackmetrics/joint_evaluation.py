@@ -44,8 +44,8 @@ def evaluate_together(
     `called` it is a function of the user's, of which the first rank's value counts. `obstacle` is what keeps this rank
     from it. Raises `NotEvaluatedError`, and `RanksApartError` where the ranks don't meet.
     """
-    remaining, faults = list(candidates), list[str]()
-    while True:
+    remaining, faults, attempt = list(candidates), list[str](), 0
+    while True:  # the first rank says when there is nothing more to try
         offer = {
             "why": obstacle,
             "sets": [{"name": found.name, **_offer(ranks, found.data, called)} for found in remaining],
@@ -53,22 +53,20 @@ def evaluate_together(
             "targets": targets,
             "called": called,
         }
-        plan = Plan(*ranks.exchange(f"{about} {len(faults)}", offer, agree))
+        plan = Plan(*ranks.exchange(f"{about} {attempt}", offer, agree))
         if plan.why is not None:
             if obstacle is not None:
                 raise NotEvaluatedError(plan.why)
-            raise NotEvaluatedError("; ".join([*faults, plan.why]), _MEND)
+            raise NotEvaluatedError("; ".join(filter(None, [*faults, plan.why])), _MEND)
         found = remaining[plan.chosen] if plan.chosen < len(remaining) else None
         outcome = _outcome(found, plan.division(ranks.rank, ranks.size), count, plan.targets)
-        result = ranks.exchange(f"{about} {len(faults)} counted", outcome, total)
+        result = ranks.exchange(f"{about} {attempt} counted", outcome, total)
         if "fault" not in result:
             return result["mean"], found or Found("None", None, "")
-        if found is None:
-            raise NotEvaluatedError("")  # the rank that has the set says why
-        faults.append(f"{found.name!r} can't be evaluated ({result['fault']})")
-        del remaining[plan.chosen]
-        if not remaining:
-            raise NotEvaluatedError("; ".join(faults), _MEND)
+        if found is not None:
+            faults.append(f"{found.name!r} can't be evaluated ({result['fault']})")
+            del remaining[plan.chosen]
+        attempt += 1
 
 
 def _offer(ranks: Ranks, data: Any, called: bool) -> Mapping[str, Any]:

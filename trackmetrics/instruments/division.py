@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -72,6 +73,8 @@ def _mark(source: Source) -> str:
         held: Any = source.loader.dataset
         indices = source.indices if source.indices is not None else ()
         examples = [held[index] for index in (indices[0], indices[-1])] if len(indices) else []
+        if source.indices is None:  # a stream, of which each rank may have its own
+            examples = list(itertools.islice(held, 1))
         said: list[Any] = [len(indices), len(source.loader)]
     elif isinstance(source, ExamplesSource):
         examples = [source.examples[index] for index in (0, -1)] if source.indexed else [source.first()]
@@ -121,6 +124,8 @@ def agree(offers: Sequence[Mapping[str, Any]]) -> list[Any]:
         why = f"the model needs every rank, and rank {marks.index(None)} has no such set" if together else None
     elif first["called"] and len(offers) > 1:
         how = "all"
+    elif together and 0 in lengths:
+        why = f"the model needs every rank, and the set of rank {lengths.index(0)} is empty"
     elif together and not most:
         how = "all"
         why = "the model needs every rank, and the ranks have streams that differ" if len(set(marks)) > 1 else None

@@ -77,7 +77,7 @@ def _count(
                     raise
                 metrics.spoil(str(error))  # the accuracy is none the worse for it
         runs += 1
-    batches = math.ceil(division.most / (size or 1))
+    batches = math.ceil(division.most / (size or 1)) if in_step else 0
     for _ in range(runs, math.ceil(batches / division.ranks)):  # the other ranks need this one once more
         run(model, next(_batches(source, size, WHOLE)))
     return mean.take()
