@@ -65,6 +65,7 @@ def check(found, expected, ranks):
         for key in ("epochs", "norms", "final"):
             np.testing.assert_allclose(np.array(record[key], float), np.array(expected[key], float), rtol=1e-6)
         assert record["world_size"] == ranks
+        assert record["class"] == "Attends"
         assert own["said"] == []
     first = found[0]["record"]
     assert first["example"] == expected["example"]
@@ -318,10 +319,10 @@ def test_norms_of_shards_are_summed_and_whole_ones_compared():
         assert "gradient_norm" in Figures.of(together([figures(norms=one), figures(norms=differs)])).faults
 
 
-def offer(*marks, length=3, why=None, collective=False, called=False):
+def offer(*marks, length=3, why=None, collective=False, one_batch=False, called=False):
     sets = [{"name": "dev", "fault": "broken"} if mark is None else {"name": "dev", "mark": mark, "length": length}
             for mark in marks]  # fmt: skip
-    return {"why": why, "sets": sets, "collective": collective, "targets": 8, "called": called}
+    return {"why": why, "sets": sets, "collective": collective, "one_batch": one_batch, "targets": 8, "called": called}
 
 
 @pytest.mark.parametrize(
@@ -337,6 +338,13 @@ def offer(*marks, length=3, why=None, collective=False, called=False):
         ([offer("a", length=None, collective=True)] * 2, "all", 0, None),
         ([offer("", called=True)] * 2, "all", 0, None),
         ([offer(), offer("a")], "", 0, ""),
+        ([offer("a", collective=True, one_batch=True)] * 2, "all", 0, None),
+        (
+            [offer(mark, collective=True, one_batch=True) for mark in "ab"],
+            "all",
+            0,
+            "the ranks compute each batch together, and their sets differ",
+        ),
         (
             [offer("a", collective=True), offer("b", length=0, collective=True)],
             "apart",

@@ -9,7 +9,7 @@ import torch
 
 from .instruments.data import UnreadableError
 from .instruments.discovery import Found
-from .instruments.division import Division, Plan, agree, collective, offer_of_set, total
+from .instruments.division import Division, Plan, agree, collective, computes_together, offer_of_set, total
 from .instruments.figures import Share
 from .instruments.pairing import PairingError
 from .ranks import Ranks
@@ -50,6 +50,7 @@ def evaluate_together(
             "why": obstacle,
             "sets": [{"name": found.name, **_offer(ranks, found.data, called)} for found in remaining],
             "collective": collective(model),
+            "one_batch": computes_together(model),
             "targets": targets,
             "called": called,
         }

@@ -168,6 +168,7 @@ def figures():
         "example": inference and inference.example_input,
         "log_probs": inference and inference.log_probs.tolist(),
         "attention": inference and inference.attention_weights.tolist(),
+        "class": record.metadata.hyperparameters.model["class"],
         "world_size": record.extensions["environment"]["world_size"],
     }
 

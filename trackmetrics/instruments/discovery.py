@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import FrameType, ModuleType
@@ -184,6 +185,12 @@ def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
         if isinstance(inner, torch.nn.Module) and type(model).__module__.startswith("torch."):
             return unwrapped(inner)
     return model
+
+
+def is_fully_sharded(module: torch.nn.Module) -> bool:
+    """Whether FSDP2's `fully_shard` was called on it, which put a class in front of its own."""
+    kind: Any = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+    return kind is not None and isinstance(module, kind)
 
 
 def _modules(values: Iterable[Any]) -> Iterator[torch.nn.Module]:

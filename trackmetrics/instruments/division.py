@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .data import ExamplesSource, LoaderSource, Source, UnreadableError, open_source, take_apart, tensors_in
-from .discovery import unwrapped
+from .discovery import is_fully_sharded, unwrapped
 from .figures import add
 from .undisturbed import undisturbed
 
@@ -102,7 +102,7 @@ def agree(offers: Sequence[Mapping[str, Any]]) -> list[Any]:
 
     Where all have one set it is divided; where each has another one, each evaluates its own. Where only rank 0 has it,
     it evaluates alone. A function of the user's is `called` on all. A collective model, of which each rank holds a
-    shard, needs all ranks at each forward.
+    shard, needs all ranks at each forward; where they compute `one_batch` together, all of them with the same one.
     """
     first = offers[0]
     if first["why"] is not None:
@@ -124,6 +124,9 @@ def agree(offers: Sequence[Mapping[str, Any]]) -> list[Any]:
         why = f"the model needs every rank, and rank {marks.index(None)} has no such set" if together else None
     elif first["called"] and len(offers) > 1:
         how = "all"
+    elif len(offers) > 1 and any(offer["one_batch"] for offer in offers):
+        how = "all"
+        why = "the ranks compute each batch together, and their sets differ" if len(set(marks)) > 1 else None
     elif together and 0 in lengths:
         why = f"the model needs every rank, and the set of rank {lengths.index(0)} is empty"
     elif together and not most:
@@ -151,6 +154,18 @@ def collective(model: torch.nn.Module | None) -> bool:
         return True
     # DTensor's attribute, and the one by which DeepSpeed marks what it has sharded.
     return any(hasattr(parameter, "device_mesh") or hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
+def computes_together(model: torch.nn.Module | None) -> bool:
+    """Whether the ranks compute one batch together, each with a part of the weights: tensor parallelism.
+
+    Only FSDP gathers the parts for a forward, so that each rank can have a batch of its own.
+    """
+    split: list[Any] = [each for each in (() if model is None else model.parameters()) if hasattr(each, "device_mesh")]
+    if model is None or not split:
+        return False
+    gathers = any(map(is_fully_sharded, model.modules()))
+    return not gathers or any(sum(placement.is_shard() for placement in each.placements) > 1 for each in split)
 
 
 def without_replication(model: torch.nn.Module) -> torch.nn.Module:

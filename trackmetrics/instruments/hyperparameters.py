@@ -22,7 +22,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..plain import NotPlainError, to_plain
-from .discovery import is_data, unwrapped
+from .discovery import is_data, is_fully_sharded, unwrapped
 from .objects import locals_of
 
 WITHHELD = "(withheld)"
@@ -313,7 +313,7 @@ def of_model(model: torch.nn.Module, constructed: ConstructorArguments) -> dict[
     arguments = constructed.of(model) or _from_attributes(model)
     config = _bundle(getattr(model, "config", None))
     return {
-        "class": type(model).__name__,
+        "class": (type(model).__bases__[-1] if is_fully_sharded(model) else type(model)).__name__,
         **(plain_values(config) if config else {}),
         **arguments,
         "num_parameters": sum(parameter.numel() for parameter in parameters),

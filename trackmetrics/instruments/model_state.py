@@ -9,17 +9,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import operator
-import sys
 import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.parameter import is_lazy
 
+from .discovery import is_fully_sharded
 from .objects import attributes_of, is_users
 
 _DEPTH = 4  # how far from its module a value is looked for: in a list, in an object's attribute, ...
@@ -52,10 +52,9 @@ def restoring_state(model: torch.nn.Module) -> Iterator[Callable[[], object]]:
 
 def shard_again(model: torch.nn.Module) -> None:
     """Have a model whose parameters FSDP has gathered hold its shards again, as between two training steps."""
-    kind: Any = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
-    for module in model.modules() if kind is not None else ():
-        if isinstance(module, kind):
-            module.reshard()
+    for module in model.modules():
+        if is_fully_sharded(module):
+            cast(Any, module).reshard()
 
 
 def _things(model: torch.nn.Module) -> Iterator[Any]:
