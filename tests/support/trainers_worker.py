@@ -47,15 +47,12 @@ torch.set_default_dtype(torch.float64)  # sums in another order grow apart
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     main(sys.argv[1])
-record = kept.record
-said = [str(item.message) for item in caught if "Trackmetrics" in item.category.__name__]
+found = {"said": [str(item.message) for item in caught if "Trackmetrics" in item.category.__name__]}
+for record in kept.records:  # sinks are told on rank 0
+    found |= {
+        "epochs": [[getattr(epoch, key) for key in METRIC_KEYS] for epoch in record.epochs],
+        "final": [record.final_results.train_accuracy, record.final_results.dev_accuracy],
+        "example": record.final_inference and record.final_inference.example_input,
+    }
 with open(f"said{os.environ.get('RANK', 0)}.json", "w") as file:
-    json.dump(
-        {
-            "epochs": [[getattr(epoch, key) for key in METRIC_KEYS] for epoch in record.epochs],
-            "final": [record.final_results.train_accuracy, record.final_results.dev_accuracy],
-            "example": record.final_inference and record.final_inference.example_input,
-            "said": said,
-        },
-        file,
-    )
+    json.dump(found, file)
