@@ -37,7 +37,6 @@ from .users_metrics import UsersMetrics
 _EPOCH_ARGUMENTS = ("num_epochs", "epochs", "n_epochs", "max_epochs", "num_train_epochs")
 _last_path: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
 _TRAINING_KEYS = ("train_loss", "train_accuracy", "gradient_norm")
-_EVALUATE_FEEDS_NONE = "evaluate= takes the place of the pass that would feed it"
 _WATCH = "name it with `tracker.watch(model)`"
 
 
@@ -253,14 +252,16 @@ class Assessment:
         if joint.measures:
             with self._spared("metrics="):
                 measured, wanted = self.users_metrics.of_training(said, joint.evaluates)
+        if wanted is not None and self._options.evaluate is not None:
+            wanted.spoil("evaluate= takes the place of the pass that would feed it")
         if "dev_accuracy" not in joint.said and accuracy is None and joint.evaluates:
             with self._spared("dev_accuracy", wanted):
                 accuracy = self._dev_accuracy(wanted)
-        elif wanted is not None:
+        elif wanted is not None and self._options.evaluate is None:
             try:
                 self._feed_with_dev(wanted)
             except Exception as error:
-                wanted.spoil(f"its instrument failed with {error!r}")
+                wanted.failed(error)
         if joint.measures:
             with self._spared("metrics="):
                 measured = {**measured, **self.users_metrics.of_dev(wanted, said)}
@@ -302,9 +303,6 @@ class Assessment:
 
     def _feed_with_dev(self, metrics: MetricObjects) -> None:
         """Go through the dev set for the user's metrics alone."""
-        if self._options.evaluate is not None:
-            metrics.spoil(_EVALUATE_FEEDS_NONE)
-            return
         with contextlib.suppress(RanksApartError, NotEvaluatedError):  # the metrics know
             self._evaluated("dev_accuracy", "dev", self._dev, metrics)
 
@@ -318,8 +316,6 @@ class Assessment:
         began = self._clock()
         pairing = self._training.pairing
         judges = pairing is None or pairing.has_accuracy or self._options.evaluate is not None
-        if metrics is not None and self._options.evaluate is not None:
-            metrics.spoil(_EVALUATE_FEEDS_NONE)
         try:
             accuracy, found = evaluate_together(
                 self._ranks,
@@ -557,7 +553,7 @@ class Assessment:
             yield
         except Exception as error:
             if metrics is not None:
-                metrics.spoil(f"its instrument failed with {error!r}")
+                metrics.failed(error)
             self._notices.say(what, f"{what} could not be had: {error!r}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .instruments.guard import instrument_failed
 from .instruments.metric_objects import MetricObjects
 from .instruments.training import Training
 from .notices import Notices
@@ -96,4 +97,4 @@ class UsersMetrics:
     def _lose(self, error: Exception) -> None:
         """None of them has a value any more in this epoch."""
         entries = {} if self._metrics is None else self._metrics.entries
-        self._metrics = MetricObjects.lost(self._given, entries, f"its instrument failed with {error!r}")
+        self._metrics = MetricObjects.lost(self._given, entries, instrument_failed(error))

@@ -6,6 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 
+def instrument_failed(error: Exception) -> str:
+    """Say that a value is lost by a fault of ours."""
+    return f"its instrument failed with {error!r}"
+
+
 class Guard:
     """Calls one instrument's methods; its first exception is told to `on_fault` and ends the instrument.
 
@@ -36,5 +41,5 @@ class Guard:
     def fail(self, error: Exception) -> None:
         """End the instrument; `fault` then says why."""
         self.broken = True
-        self.fault = f"its instrument failed with {error!r}"
+        self.fault = instrument_failed(error)
         self.on_fault(self.name, error)

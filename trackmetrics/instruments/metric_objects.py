@@ -16,6 +16,7 @@ import torch
 from ..plain import to_plain
 from .criteria import Call
 from .events import heard_by
+from .guard import instrument_failed
 from .metric_states import can_be_joined, packed, value_of
 from .outcomes import Outcome, of_call
 from .pairing import PairingError
@@ -165,6 +166,10 @@ class MetricObjects:
     def spoil(self, reason: str) -> None:
         """None of them has a right value, until they begin anew."""
         self._reason = self._reason or reason
+
+    def failed(self, error: Exception) -> None:
+        """What feeds them is broken, by a fault of ours."""
+        self.spoil(instrument_failed(error))
 
     @property
     def spoilt(self) -> bool:

@@ -12,6 +12,7 @@ from ..plain import MAX_DEPTH, NotPlainError, is_number, to_plain
 from ..record import METRIC_KEYS, RESERVED_EPOCH_KEYS
 from .epoch_means import DeviceMean
 from .figures import Share
+from .guard import instrument_failed
 
 _IGNORED = -100  # the target that torch's criteria ignore by default
 
@@ -58,7 +59,7 @@ class SaidValues:
         """A fault of ours cost what the user says under these names."""
         for name in names:
             self._logged[name] = None
-            self.faults[name] = f"its instrument failed with {error!r}"
+            self.faults[name] = instrument_failed(error)
 
     def _add_loss(self, loss: Any, targets: torch.Tensor | int) -> None:
         value = _tensor(loss)

@@ -242,7 +242,7 @@ class TrainingMetrics:
         try:
             method(*args)
         except Exception as error:
-            metrics.spoil(f"its instrument failed with {error!r}")
+            metrics.failed(error)
 
     def _feed(self, metrics: MetricObjects, backwards: list[_Backward]) -> None:
         """Feed metrics with the step's calls, but for those that they have been fed with."""

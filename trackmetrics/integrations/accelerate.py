@@ -8,13 +8,12 @@ from typing import Any
 from .. import extras
 from ..errors import RunStateError
 from ..ranks import world_size
-from ..run import Tracker
-from .followed_run import FollowedRun
+from .followed_run import FollowsTraining
 
 _library = extras.load("accelerate.tracking", extra="accelerate")
 
 
-class MetricsFileTracker(_library.GeneralTracker):  # type: ignore[misc, name-defined]
+class MetricsFileTracker(FollowsTraining, _library.GeneralTracker):  # type: ignore[misc, name-defined]
     """A run from `accelerator.init_trackers(...)` to `accelerator.end_training()`.
 
     Accelerate tells the trackers of the main process alone. On several processes train inside a run, which each of them
@@ -31,16 +30,7 @@ class MetricsFileTracker(_library.GeneralTracker):  # type: ignore[misc, name-de
 
     name = "trackmetrics"
     requires_logging_directory = False
-
-    def __init__(self, task: str | None = None, **options: Any) -> None:
-        super().__init__()
-        self.task = task
-        self._run = FollowedRun("accelerate", task, options)
-
-    @property
-    def tracker(self) -> Tracker:
-        """The run in progress. Raises `RunStateError` before `init_trackers` and after `end_training`."""
-        return self._run.run
+    _library_name = "accelerate"
 
     def start(self) -> None:
         """The run begins. Raises `RunStateError` where other processes would have none."""

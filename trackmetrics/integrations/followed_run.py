@@ -160,6 +160,22 @@ class FollowedRun:
         return TrainingLeftError(f"the training came to no end that {self._library} has told of")
 
 
+class FollowsTraining:
+    """What a trainer's callbacks and trackers have in common: one run at a time, with the options of `Tracker`."""
+
+    _library_name: str
+
+    def __init__(self, task: str | None = None, **options: Any) -> None:
+        super().__init__()
+        self.task = task
+        self._run = FollowedRun(self._library_name, task, options)
+
+    @property
+    def tracker(self) -> Tracker:
+        """The run in progress. Raises `RunStateError` before it began, and after it ended."""
+        return self._run.run
+
+
 def _end_all() -> None:
     for left in [*_open]:
         if left._lives_in is not None and left._lives_in[0] == os.getpid():

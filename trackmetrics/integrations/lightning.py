@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import extras
-from ..run import Tracker
-from .followed_run import FollowedRun
+from .followed_run import FollowsTraining
 
 _PACKAGES = {"lightning": "lightning.pytorch", "pytorch_lightning": "pytorch_lightning"}
 _installed = [module for package, module in _PACKAGES.items() if extras.installed(package)]
@@ -15,7 +14,7 @@ _libraries = [extras.load(module, extra="lightning") for module in _installed or
 _SETTINGS = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "precision", "max_steps")
 
 
-class MetricsFileCallback(*(library.Callback for library in _libraries)):  # type: ignore[misc]
+class MetricsFileCallback(FollowsTraining, *(library.Callback for library in _libraries)):  # type: ignore[misc]
     """Tracks each `trainer.fit`.
 
     Args:
@@ -27,17 +26,12 @@ class MetricsFileCallback(*(library.Callback for library in _libraries)):  # typ
     'letter_counting'
     """
 
+    _library_name = "Lightning"
+
     def __init__(self, task: str | None = None, **options: Any) -> None:
-        super().__init__()
-        self.task = task
-        self._run = FollowedRun("Lightning", task, options)
+        super().__init__(task, **options)
         self._before: Mapping[str, Any] = {}  # what was logged when the epoch began
         self._epoch_end: Any = None
-
-    @property
-    def tracker(self) -> Tracker:
-        """The run in progress. Raises `RunStateError` outside a fit."""
-        return self._run.run
 
     # `trainer` is of one of two libraries, and so is what it holds.
 

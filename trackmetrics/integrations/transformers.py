@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from .. import extras
-from ..run import Tracker
-from .followed_run import FollowedRun
+from .followed_run import FollowsTraining
 
 _library = extras.load("transformers", extra="transformers")
 
 
-class MetricsFileCallback(_library.TrainerCallback):  # type: ignore[misc, name-defined]
+class MetricsFileCallback(FollowsTraining, _library.TrainerCallback):  # type: ignore[misc, name-defined]
     """Tracks each `trainer.train`.
 
     The trainer tells no callback of an exception: where one is to stand in the file, leave `task` out and train inside
@@ -26,19 +25,14 @@ class MetricsFileCallback(_library.TrainerCallback):  # type: ignore[misc, name-
     'letter_counting'
     """
 
+    _library_name = "the Trainer"
+
     def __init__(self, task: str | None = None, **options: Any) -> None:
-        super().__init__()
-        self.task = task
-        self._run = FollowedRun("the Trainer", task, options)
+        super().__init__(task, **options)
         self._begins = False  # the training, whose first epoch is to begin yet
         self._trained = False  # the epoch that is open: what follows is its log and its evaluation, if one is due
         self._evaluates = False
         self._dev: Any = None
-
-    @property
-    def tracker(self) -> Tracker:
-        """The run in progress. Raises `RunStateError` outside a training."""
-        return self._run.run
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A training begins, and the run with its first epoch: with nothing left to train there is none."""
