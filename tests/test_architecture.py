@@ -15,8 +15,8 @@ import trackmetrics
 FLOORS = [
     ["errors"],
     ["plain", "names", "json_pointer", "whole_file", "standard_error", "wording", "extras", "extensions", "palette"],
-    ["array_types", "non_finite", "path_lock", "ranks"],
-    ["record", "notices", "json_text"],
+    ["array_types", "non_finite", "path_lock", "meetings"],
+    ["record", "notices", "json_text", "ranks"],
     ["sidecars", "live", "environment", "norm_history", "termination", "curves", "example", "run_state"],
     ["metrics_file", "places", "plots", "frames"],
     ["resumption", "rules", "run_files"],

@@ -28,9 +28,10 @@ from .instruments.said_values import SaidValues
 from .instruments.training import Observation, Training
 from .instruments.undisturbed import undisturbed
 from .joint_evaluation import NotEvaluatedError, evaluate_together, reason_of
+from .meetings import RanksApartError
 from .notices import Notices
 from .options import Options
-from .ranks import Ranks, RanksApartError
+from .ranks import Ranks
 from .record import METRIC_KEYS, FinalInference, FinalResults
 from .users_metrics import UsersMetrics
 

@@ -22,13 +22,14 @@ from .instruments.said_values import SaidValues
 from .instruments.training import Training
 from .live.pace import Loop
 from .live.progress import Progress
+from .meetings import RanksApartError
 from .metrics_file import MetricsFile
 from .norm_history import NormHistory
 from .notices import Notices
 from .options import Options
 from .ranks import Ranks
 from .record import EpochRecord, Hyperparameters, Metadata, RunRecord
-from .resumption import Earlier, go_on
+from .resumption import Earlier, hear, read_and_tell
 from .sinks.attached import AttachedSinks
 from .termination import told_of_termination
 
@@ -46,14 +47,15 @@ class Clock:
 class Engine:
     """One live run, between entering and leaving; nothing of it stays afterwards but its `record`.
 
-    Entering takes the file (`OutputError`, `PathInUseError`, `ResumeError`) and begins to listen.
+    Entering takes the file (`OutputError`, `PathInUseError`, `ResumeError`) and begins to listen. Where an earlier run
+    is gone on from, ranks but the first are told of it, as soon as there is a process group.
     """
 
     clock = Clock()
 
     def __init__(self, options: Options, arguments: Mapping[str, Any]) -> None:
         self._timestamp = self.clock.now().astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self.record = RunRecord(Metadata(options.task, self._timestamp))
+        self._record = RunRecord(Metadata(options.task, self._timestamp))
         self.file = MetricsFile(
             options.folder,
             options.file_part,
@@ -71,6 +73,7 @@ class Engine:
         self._sinks = AttachedSinks(options.make_sinks(), str(self.file.path), self._notices)
         self._steps_before = 0  # those of earlier epochs
         self._earlier: Earlier | None = None
+        self._hears_of_earlier = bool(options.resumed_after) and not ranks.writes
         self._norms = NormHistory()
         self._saving_seconds = self._sinks_seconds = 0.0
         self._completed = False
@@ -97,19 +100,39 @@ class Engine:
                 f"{self.file.path} can't be locked ({self.file.lock_fault}): nothing keeps a second run from writing "
                 "it; give each run a part= or output_dir= of its own",
             )
-        if not self._options.resumed_after:
+        if self._ranks.writes:
+            options = self._options
+            self._go_on_from(read_and_tell(self._ranks, self.file.path, options.task, options.resumed_after))
+        else:
+            self._hear_of_earlier()
+
+    def _hear_of_earlier(self) -> None:
+        """Go on from what rank 0 has read, if there is a group by now: the file may stand on its machine alone."""
+        if not self._hears_of_earlier or self._ranks.size == 1:
             return
-        earlier = go_on(self.file.path, self._options.task, self._options.resumed_after)
+        self._hears_of_earlier = False
+        try:
+            self._go_on_from(hear(self._ranks))
+        except RanksApartError as error:
+            self._notices.say("resume", f"the run isn't gone on from the earlier one on this rank: {error}")
+
+    def _go_on_from(self, earlier: Earlier | None) -> None:
         if earlier is not None:
             self._earlier = earlier
             self._norms = NormHistory(earlier.norm_summaries)
             self._started -= earlier.elapsed_seconds
-            self.record = replace(earlier.record, extensions=None)
+            self._record = replace(earlier.record, extensions=None)
+
+    @property
+    def record(self) -> RunRecord:
+        """The run so far."""
+        self._hear_of_earlier()
+        return self._record
 
     @property
     def _own_epochs(self) -> int:
         """How many epochs of the record are this run's."""
-        return len(self.record.epochs) - (len(self._earlier.record.epochs) if self._earlier else 0)
+        return len(self._record.epochs) - (len(self._earlier.record.epochs) if self._earlier else 0)
 
     @property
     def completed_steps(self) -> int:
@@ -148,36 +171,41 @@ class Engine:
                 self._show_epoch(steps)
         self._training.active = True
 
-    def epoch_abandoned(self) -> None:
-        """Drop what was observed since the epoch began."""
+    def epoch_abandoned(self, why: str | None = None) -> None:
+        """Drop what was observed since the epoch began; `why` it ends on this rank, where others may go on."""
         self._training.active = False
-        self._ranks.leave_epoch("an exception, or a fault of ours")
+        if why is not None:
+            self._ranks.leave_epoch(why)
         self._training.take()
+
+    def loop_left(self) -> None:
+        """The loop that is cut by its steps is over on this rank."""
+        self._ranks.leave_loop()
 
     def epoch_ends(self, values: SaidValues, frame: FrameType | None) -> None:
         """Add the epoch's record and save; `frame` is the user's, in whose scope model and data are looked for."""
         self._training.active = False
         self._show_stage("evaluating")
-        number = len(self.record.epochs) + 1
+        number = len(self._record.epochs) + 1
         own, metrics, summary = self._assessment.assess(number, values, frame)
         self._add(EpochRecord(number, **own, elapsed_seconds=self._elapsed(), metrics=metrics), summary)
         with self._spared("saving"):
             self._save({"state": "running"})
         self._tell_sinks(self._sinks.epoch_ended)
         with self._spared("progress"):
-            self._progress.epoch_done(self.record.epochs[-1], self._steps_of_epoch)
+            self._progress.epoch_done(self._record.epochs[-1], self._steps_of_epoch)
 
     def epoch_lost(self, number: int, error: Exception) -> None:
         """A fault of ours cost the epoch of this number: its record is an empty one, unless it stands already."""
         self.say_fault("the epoch's record", error)
         with self._spared("the epoch's observation"):
-            self.epoch_abandoned()
-        if len(self.record.epochs) < number:
+            self.epoch_abandoned(type(error).__name__)
+        if len(self._record.epochs) < number:
             self._add(EpochRecord(number, elapsed_seconds=self._elapsed()), {})
 
     def _add(self, epoch: EpochRecord, summary: Mapping[str, Any]) -> None:
         self._norms.add({"epoch": epoch.epoch, **summary})
-        self.record = replace(self.record, epochs=(*self.record.epochs, epoch))
+        self._record = replace(self._record, epochs=(*self._record.epochs, epoch))
 
     # What is shown meanwhile
 
@@ -210,7 +238,7 @@ class Engine:
     def _show_epoch(self, steps: int | None) -> None:
         self._steps_before = self._training.completed_steps
         planned = self._assessment.planned_epochs() if steps is None else None
-        self._progress.epoch_begins(len(self.record.epochs) + 1, planned, steps)
+        self._progress.epoch_begins(len(self._record.epochs) + 1, planned, steps)
         self._training.due, self._training.on_due = self._progress.due, self._draw
 
     def _show_stage(self, stage: str) -> None:
@@ -223,6 +251,7 @@ class Engine:
     def failed(self, error: BaseException) -> None:
         """An exception ends the run: say so in the file, if the run has an epoch; else the earlier file stays."""
         self._progress.close()
+        self._hears_of_earlier = False  # nobody waits for it now
         self._ranks.leave(type(error).__name__)
         if self._own_epochs:
             self._drop_results()
@@ -234,18 +263,19 @@ class Engine:
 
     def _drop_results(self) -> None:
         """Results are those of a completed run."""
-        self.record = replace(self.record, final_results=None, final_inference=None)
+        self._record = replace(self._record, final_results=None, final_inference=None)
 
     def terminated(self, signal: str) -> None:
         """A signal ends the process: say so in the file, as for an exception, unless the run has completed."""
         self._progress.close()
+        self._hears_of_earlier = False
         if self._own_epochs and not self._completed:
             self._drop_results()
             message = f"the process was told to end by {signal}"
             self._save({"state": "interrupted", "error": {"type": signal, "message": message}}, last=True)
         self.file.release()
         if self._ranks.writes:
-            self._sinks.process_ends(self.record)
+            self._sinks.process_ends(self._record)
 
     def completed(self, returned: Any) -> None:
         """Add the final results and the final inference; `returned` is what the decorated function gave back."""
@@ -264,27 +294,28 @@ class Engine:
                 self.failed(error)  # Ctrl+C while the final results are worked out or saved
             raise
         with self._spared("progress"):
-            self._progress.run_done(self.record, self.file.path)
+            self._progress.run_done(self._record, self.file.path)
 
     def _conclude(self, returned: Any) -> None:
         """Work out the final results and the final inference, and save them."""
-        epochs = self.record.epochs
+        epochs = self._record.epochs
         self._show_stage("final results")
         try:
             seconds = epochs[-1].elapsed_seconds if epochs else self._elapsed()
             results, inference = self._assessment.conclude(returned, seconds)
-            self.record = replace(self.record, final_results=results, final_inference=inference)
+            self._record = replace(self._record, final_results=results, final_inference=inference)
         except Exception as error:
             self.say_fault("final_results and final_inference", error)
+        self._ranks.end()
         with self._spared("the run before"):
             if len(epochs) == 1 and self._assessment.trained_before(str(self.file.path)):
                 self._notices.say("runs", f"this run of one epoch trained the model of the run before it; {_PER_EPOCH}")
         with self._spared("saving"):
-            inference = self.record.final_inference
+            inference = self._record.final_inference
             if not self._save({"state": "completed"}) and inference is not None:  # the largest may be what is too much
-                self.record = replace(self.record, final_inference=None)
+                self._record = replace(self._record, final_inference=None)
                 self._save({"state": "completed"})
-                self.record = replace(self.record, final_inference=inference)
+                self._record = replace(self._record, final_inference=inference)
         self._completed = True
 
     # Saving
@@ -292,20 +323,20 @@ class Engine:
     def _save(self, status: dict[str, Any], *, last: bool = False) -> bool:
         """Bring the record up to date and write it; a disk that refuses costs this save, not the training."""
         began = self.clock.monotonic()
-        metadata = replace(self.record.metadata, device=None, hyperparameters=Hyperparameters())
+        metadata = replace(self._record.metadata, device=None, hyperparameters=Hyperparameters())
         with self._spared("metadata.device and metadata.hyperparameters"):
-            model, training = self._assessment.hyperparameters(len(self.record.epochs))
+            model, training = self._assessment.hyperparameters(len(self._record.epochs))
             hyperparameters = Hyperparameters(model, training)
             metadata = replace(metadata, device=self._assessment.device, hyperparameters=hyperparameters)
-        self.record = replace(self.record, metadata=metadata)
+        self._record = replace(self._record, metadata=metadata)
         if self._options.extensions:
             extensions: dict[str, Any] = {"status": status}
             with self._spared("extensions"):
                 extensions = self._extensions(status)
-            self.record = replace(self.record, extensions=extensions)
+            self._record = replace(self._record, extensions=extensions)
         try:
             if self._ranks.writes:
-                self.file.write(self.record, last=last)
+                self.file.write(self._record, last=last)
             saved = True
         except Exception as error:
             saved = False
@@ -318,10 +349,10 @@ class Engine:
         return saved
 
     def _extensions(self, status: dict[str, Any]) -> dict[str, Any]:
-        norms: dict[str, Any] = {"meaning": MEANING, **self._norms.described(len(self.record.epochs))}
+        norms: dict[str, Any] = {"meaning": MEANING, **self._norms.described(len(self._record.epochs))}
         if self._training.measured_at_step:
             norms["measured"] = "at the optimizer's step where gradients were set by hand"
-        earlier = self._earlier or Earlier(RunRecord(self.record.metadata))
+        earlier = self._earlier or Earlier(RunRecord(self._record.metadata))
         seconds = Counter(earlier.seconds)
         seconds.update({**self._assessment.seconds, "saving": self._saving_seconds})
         if self._sinks_seconds:
@@ -337,7 +368,7 @@ class Engine:
             "resumed": earlier.resumptions,
         }
         if self._earlier is not None:
-            now = self.record.metadata.hyperparameters
+            now = self._record.metadata.hyperparameters
             described["resumed"].append(self._earlier.resumption(self._timestamp, now))
         return {key: value for key, value in described.items() if value}
 
@@ -352,7 +383,7 @@ class Engine:
             with contextlib.ExitStack() as stack:
                 for restore in restoring_streams(()):
                     stack.callback(restore)
-                tell(self.record)
+                tell(self._record)
         except TrackmetricsError:  # before training
             raise
         except Exception as error:

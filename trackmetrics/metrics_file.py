@@ -162,6 +162,11 @@ def encode_record(record: RunRecord) -> bytes:
     return b"".join(text.pieces(plain))
 
 
+def decode_record(text: bytes) -> RunRecord:
+    """Read what `encode_record` gave. Raises `MetricsFileError`."""
+    return _restored(decode(text), Path())
+
+
 def _arrays(plain: dict[str, Any]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     for key in ("final_inference", "extensions"):
         yield from arrays_in(plain.get(key), f"/{key}")

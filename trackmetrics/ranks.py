@@ -1,27 +1,21 @@
-"""The ranks of a distributed training: which one this process is, and how they tell each other their figures.
-
-They meet in the store of torch.distributed's process group, never in a collective: a rank that doesn't come costs the
-others a wait with an end, not the training.
-"""
+"""The ranks of a distributed training: which one this process is, and how it comes to the run that they share."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from .meetings import ENTRY_SECONDS, Meetings, RanksApartError, wait
+
 _Result = TypeVar("_Result")
 
-_ENTRY_SECONDS = 30.0  # that a rank waits for the others to come to the run at all
-_LONGEST_SECONDS = 300.0  # that it waits for one that is in the run; half of the group's own limit, if that is less
-_PAUSE_SECONDS = (0.0005, 0.05)  # between two looks, the first one and the longest
+_LONGEST_SECONDS = 300.0  # that a rank waits for one that is in the run; half of the group's own limit, if that is less
 
-_runs: Counter[str] = Counter()  # of this process, by name
+_runs: Counter[str] = Counter()  # of this process, by name: the number of the last one
 
 
 def rank() -> int:
@@ -49,31 +43,24 @@ def _said_by_environment(name: str, otherwise: int) -> int:
     return int(said) if said.isdecimal() else otherwise
 
 
-class RanksApartError(Exception):
-    """The ranks didn't meet: the text says which, and why. `for_good` they won't any more."""
-
-    def __init__(self, why: str, *, for_good: bool = True) -> None:
-        super().__init__(why)
-        self.why = why
-        self.for_good = for_good
-
-
 class Ranks:
     """The ranks that take part in one run, of which this process is one; alone without a process group.
 
-    Each `exchange` is a meeting of all: each brings its figures, and takes the same result with it. Where they have
-    once waited in vain they don't wait again.
+    Rank 0 begins the run in the group's store as soon as there is one. The others come to the one that it has begun by
+    their first meeting: before, it may have had a run of its own.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._store: Any = None
+        self._store: Any = None  # of all runs of this name
+        self._meetings: Meetings | None = None  # of the run, once this rank has come to it
         self._rank = rank()
         self._size = 1
         self._limit = _LONGEST_SECONDS
-        self._epoch = 0
-        self._last = ""  # the meeting before
-        self._complete = False  # whether all have come to the run
+        self._loop = self._epoch = 0
+        self._told: dict[str, Callable[[], Any]] = {}
+        self._number = 0  # of the run in which this rank has said that it is here
+        self._waited = False  # for a run to come to
         self._fault: str | None = None
 
     @property
@@ -101,32 +88,91 @@ class Ranks:
 
     def leave_epoch(self, why: str) -> None:
         """An exception has ended the epoch on this rank; the others aren't to wait for it."""
-        self._leave(f"{self._epoch}/left", "the epoch", why)
+        self._leave(f"{self._loop}/{self._epoch}/", f"left the epoch: {why}")
+
+    def leave_loop(self) -> None:
+        """A loop whose epochs are counted by steps is over on this rank; on others it may have steps left."""
+        scope = f"{self._loop}/"
+        self._leave(scope, "has no training step left in its loop")
+        if self._meetings is not None:
+            self._meetings.forget(scope)
+        self._loop, self._epoch = self._loop + 1, 0
 
     def leave(self, why: str) -> None:
         """An exception has ended the run on this rank."""
-        self._leave("left", "the run", why)
+        self._find_group()
+        self._leave("", f"left the run: {why}")
 
-    def _leave(self, key: str, what: str, why: str) -> None:
-        if self._store is not None and self._fault is None:
+    def end(self) -> None:
+        """The run is over on this rank; nobody is to come to it any more."""
+        if self._meetings is not None and self._rank == 0:
             with contextlib.suppress(Exception):  # the store may be gone with the rank that held it
-                self._store.set(key, f"rank {self._rank} left {what}: {why}")
+                self._store.set("run", "0")
+
+    def _leave(self, scope: str, why: str) -> None:
+        with contextlib.suppress(Exception):
+            if self._meetings is None and self._store is not None and self._begun():
+                self._enter(self._begun())
+            if self._meetings is not None:
+                self._meetings.leave(scope, why)
+
+    # The run
 
     def _find_group(self) -> None:
-        """Come to the run in the group's store, as soon as there is one."""
-        distributed = _group() if self._store is None and self._fault is None else None
-        if distributed is None or distributed.get_world_size() == 1:
+        if self._meetings is not None or self._fault is not None:
             return
-        self._rank, self._size = distributed.get_rank(), distributed.get_world_size()
-        _runs[self._name] += 1
         try:
-            store = distributed.distributed_c10d._get_default_store()
-            self._limit = min(_LONGEST_SECONDS, store.timeout.total_seconds() / 2)
-            found = distributed.PrefixStore(f"trackmetrics/{self._name}/{_runs[self._name]}", store)
-            found.add("here", 1)
-            self._store = found
+            distributed = _group() if self._store is None else None
+            if distributed is not None and distributed.get_world_size() > 1:
+                self._rank, self._size = distributed.get_rank(), distributed.get_world_size()
+                store = distributed.distributed_c10d._get_default_store()
+                self._limit = min(_LONGEST_SECONDS, store.timeout.total_seconds() / 2)
+                self._store = distributed.PrefixStore(f"trackmetrics/{self._name}", store)
+                if self._rank == 0:
+                    self._begin()
+            if self._store is not None:
+                self._say_here(self._begun())
         except Exception as error:  # MPI's group has no store
             self._fault = f"the process group's store can't be used ({error!r})"
+
+    def _begin(self) -> None:
+        meetings = self._enter(_runs[self._name] + 1)
+        for about, value in self._told.items():
+            meetings.tell(about, value())
+        self._store.set("run", str(self._number))
+
+    def _begun(self) -> int:
+        """The number of the run that rank 0 has begun; 0 where there is none, or this rank was in it."""
+        number = int(self._store.get("run")) if self._store.check(["run"]) else 0
+        return number if number > _runs[self._name] else 0
+
+    def _say_here(self, number: int) -> None:
+        if number not in (0, self._number):
+            self._number = number
+            Meetings.come(self._of_run(number))
+
+    def _enter(self, number: int) -> Meetings:
+        self._say_here(number)
+        _runs[self._name] = number
+        self._meetings = Meetings(self._of_run(number), self._rank, self._size, self._limit)
+        return self._meetings
+
+    def _of_run(self, number: int) -> Any:
+        return sys.modules["torch.distributed"].PrefixStore(str(number), self._store)
+
+    def _in_run(self) -> Meetings:
+        """Come to the run; wait for rank 0 to begin it, once."""
+        if self._meetings is not None:
+            return self._meetings
+        limit = 0 if self._waited else min(ENTRY_SECONDS, self._limit)
+        self._waited = True
+
+        def check(waited: float) -> None:
+            if waited >= limit:
+                raise RanksApartError("rank 0 doesn't track this training; decorate it on each", late=True)
+
+        wait(lambda: self._begun() > 0, check)
+        return self._enter(self._begun())
 
     # Meetings
 
@@ -134,56 +180,29 @@ class Ranks:
         """Bring `own`, and take what `combine` makes of all ranks' own, in their order; alone, of this one's.
 
         Both are plain data; `combine` is called on rank 0. `about` names the meeting, of which each epoch has one.
-        Raises `RanksApartError` where a rank doesn't come, and whatever the store raises.
+        Raises `RanksApartError` where a rank doesn't come.
         """
-        self._find_group()
-        if self._fault is not None:
-            raise RanksApartError(self._fault)
-        if self._store is None:
+        name = f"{self._loop}/{self._epoch}/{about}"
+        if self.size == 1 and self._fault is None:
             return combine([own])
-        try:
-            return self._meet(f"{self._epoch}/{about}", own, combine)
-        except RanksApartError as error:
-            self._fault = str(error) if error.for_good else None
-            raise
-        except Exception as error:
-            self._fault = f"the ranks' store failed ({error!r})"
-            raise RanksApartError(self._fault) from None
+        return self._safely(lambda: self._in_run().meet(name, own, combine))
 
-    def _meet(self, key: str, own: Any, combine: Callable[[Sequence[Any]], Any]) -> Any:
-        store, told = self._store, f"{key}/told"
-        store.set(f"figures/{self._rank}", json.dumps([key, own]))
-        store.add(key, 1)
-        if self._rank != 0:
-            self._wait(lambda: store.check([told]), lambda: "rank 0 didn't come")
-            return json.loads(store.get("result"))
-        self._wait(
-            lambda: store.add(key, 0) >= self._size,
-            lambda: f"only {store.add(key, 0)} of {self._size} ranks came to the end of the epoch",
-        )
-        brought = [json.loads(text) for text in store.multi_get([f"figures/{each}" for each in range(self._size)])]
-        result = json.dumps(combine([figures for _, figures in brought]))
-        store.set("result", result)
-        store.add(told, 1)
-        if self._last:  # which all have left by now
-            store.delete_key(self._last)
-            store.delete_key(f"{self._last}/told")
-        self._last = key
-        return json.loads(result)
+    def tell(self, about: str, value: Callable[[], Any]) -> None:
+        """Let the others `hear` a value of rank 0, plain data, as soon as there is a group; before any epoch."""
+        self._told[about] = value
+        self._find_group()
 
-    def _wait(self, come: Callable[[], bool], missing: Callable[[], str]) -> None:
-        """Look until `come` says so; raise `RanksApartError` when a rank has left, or the time is over."""
-        store, began, pause = self._store, time.monotonic(), _PAUSE_SECONDS[0]
-        while not come():
-            for key in ("left", f"{self._epoch}/left"):
-                if store.check([key]):
-                    raise RanksApartError(store.get(key).decode(), for_good=key == "left")
-            waited = time.monotonic() - began
-            here = self._size if self._complete else store.add("here", 0)
-            self._complete = here >= self._size
-            if not self._complete and waited > min(_ENTRY_SECONDS, self._limit):
-                raise RanksApartError(f"only {here} of {self._size} ranks track this training; decorate it on each")
-            if waited > self._limit:
-                raise RanksApartError(f"{missing()} within {self._limit:.0f} seconds")
-            time.sleep(pause)
-            pause = min(2 * pause, _PAUSE_SECONDS[1])
+    def hear(self, about: str) -> Any:
+        """Give what rank 0 tells. Raises `RanksApartError` where it doesn't."""
+        return self._safely(lambda: self._in_run().hear(about))
+
+    def _safely(self, act: Callable[[], _Result]) -> _Result:
+        """A store that fails isn't asked again."""
+        if self._fault is None:
+            try:
+                return act()
+            except RanksApartError:
+                raise
+            except Exception as error:
+                self._fault = f"the ranks' store failed ({error!r})"
+        raise RanksApartError(self._fault)

@@ -9,11 +9,13 @@ from typing import Any
 
 from .errors import MetricsFileError, ResumeError
 from .json_pointer import members
-from .metrics_file import DESCRIBING_KEYS, load_run
+from .metrics_file import DESCRIBING_KEYS, decode_record, encode_record, load_run
+from .ranks import Ranks
 from .record import Hyperparameters, RunRecord
 
 OWN_KEYS = ("status", "environment", "gradient_norm", "attention", "seconds", "warnings", "resumed")  # of extensions
 
+_TOLD = "the earlier run"
 _MEND = "or leave out resume= to replace the file"
 
 
@@ -102,6 +104,33 @@ def go_on(path: Path, task: str, after: bool | int) -> Earlier | None:
         raise ResumeError(f"resume={after}, but {path} has {len(numbers)} epochs; give one of them, {_MEND}")
     record = replace(record, epochs=record.epochs[:kept], final_results=None, final_inference=None)
     return Earlier(record, len(numbers) - kept)
+
+
+def read_and_tell(ranks: Ranks, path: Path, task: str, after: bool | int | None) -> Earlier | None:
+    """Do so on the first rank, where `after` says that the run goes on; the others are told what it found, or why not.
+
+    They may run on machines that don't have the file.
+    """
+    try:
+        earlier = go_on(path, task, after) if after else None
+    except ResumeError as error:
+        fault = str(error)
+        ranks.tell(_TOLD, lambda: {"fault": fault})
+        raise
+    ranks.tell(_TOLD, lambda: {} if earlier is None else _as_plain(earlier))
+    return earlier
+
+
+def _as_plain(earlier: Earlier) -> dict[str, Any]:
+    return {"record": encode_record(earlier.record).decode(), "dropped_epochs": earlier.dropped_epochs}
+
+
+def hear(ranks: Ranks) -> Earlier | None:
+    """Give what the first rank goes on from. Raises its `ResumeError`, and `RanksApartError` where it says nothing."""
+    told = ranks.hear(_TOLD)
+    if "fault" in told:
+        raise ResumeError(f"rank 0: {told['fault']}")
+    return Earlier(decode_record(told["record"].encode()), told["dropped_epochs"]) if told else None
 
 
 def _changes(before: Any, now: Any, pointer: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

@@ -265,10 +265,11 @@ class _AnyEpoch:
             with _spared(engine, "the epoch's record"):
                 engine.epoch_lost(self._number, self._fault)
 
-    def _abandon(self, engine: Engine) -> None:
+    def _abandon(self, engine: Engine, error: BaseException | None) -> None:
+        """Drop what was observed and said: an `error` ended the epoch, or there was nothing."""
         self._values = None
         with _spared(engine, "the epoch's observation"):
-            engine.epoch_abandoned()
+            engine.epoch_abandoned(type(error).__name__ if error is not None else None)
 
 
 class Epoch(_AnyEpoch):
@@ -291,7 +292,7 @@ class Epoch(_AnyEpoch):
         engine, self._engine = self._engine, None
         self._run._end()
         if engine is not None and error is not None:
-            self._abandon(engine)
+            self._abandon(engine, error)
         elif engine is not None:
             self._record(engine, frame)
 
@@ -346,9 +347,10 @@ class StepEpochs(_AnyEpoch):
         self._count(engine)
         nothing_left = bool(engine.record.epochs) and self._completed == self._begun_at
         if error is not None or nothing_left:
-            self._abandon(engine)
+            self._abandon(engine, error)
         else:
             self._record(engine, frame)
+        engine.loop_left()
         return False
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from .instruments.guard import instrument_failed
 from .instruments.metric_objects import MetricObjects
 from .instruments.training import Training
+from .meetings import RanksApartError
 from .notices import Notices
-from .ranks import Ranks, RanksApartError
+from .ranks import Ranks
 
 
 class UsersMetrics:

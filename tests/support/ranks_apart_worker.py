@@ -1,0 +1,186 @@
+"""Two ranks that don't do the same, in the scenario that the command line names. Run by torchrun."""
+
+import contextlib
+import json
+import os
+import sys
+import time
+import warnings
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.distributed.algorithms.join import Join
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Subset, TensorDataset
+
+from trackmetrics import Tracker
+from trackmetrics.errors import TrackmetricsError
+from trackmetrics.record import METRIC_KEYS
+
+LIMIT = 3.0  # seconds that ranks wait for each other: half of the group's
+RANK = int(os.environ["RANK"])
+
+
+def examples(count):
+    """Points in two classes."""
+    points = torch.randn(count, 4, generator=torch.Generator().manual_seed(1))
+    return TensorDataset(points, (points.sum(1) > 0).long())
+
+
+def loader(first=RANK):
+    """This rank's part of the training set, from its `first` example on."""
+    return DataLoader(Subset(examples(24), range(first, 24, 2)), batch_size=2)
+
+
+def make_group():
+    """The process group, unless there is one."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=timedelta(seconds=2 * LIMIT))
+
+
+def untrained(replicated=True):
+    """A model, as replicas or as one rank's own, and its optimizer."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 2)
+    if replicated:
+        model = DistributedDataParallel(model)
+    return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def step(model, optimizer, batch):
+    """One training step."""
+    points, targets = batch
+    optimizer.zero_grad()
+    F.cross_entropy(model(points), targets).backward()
+    optimizer.step()
+
+
+def run(**options):
+    """The run whose file is asked for."""
+    return Tracker("apart", train=loader(), dev=DataLoader(examples(10), batch_size=2), **options)
+
+
+def train(tracker, epochs, after=lambda epoch: None, replicated=True):
+    """Train to `epochs` epochs, those before it included, unless `after` one it is time to stop; give the weights."""
+    model, optimizer = untrained(replicated)
+    for epoch in range(len(tracker.record.epochs) + 1, epochs + 1):
+        with tracker.epoch():
+            for batch in loader():
+                step(model, optimizer, batch)
+            stop = after(epoch)
+        if stop:
+            break
+    return [parameter.abs().sum().item() for parameter in model.parameters()]
+
+
+def late(rank):
+    """A rank is busy with its own, longer than the others wait, at the end of the second epoch of four."""
+    make_group()
+
+    def after(epoch):
+        if (RANK, epoch) == (int(rank), 2):
+            time.sleep(LIMIT + 1)
+
+    with run() as tracker:
+        weights = train(tracker, 4, after)
+    return tracker, weights
+
+
+def early_stop(rank):
+    """The loop stops when the record says so, with a rank that is late for one epoch."""
+    make_group()
+    with run() as tracker:
+        model, optimizer = untrained()
+        for epoch in range(1, 9):
+            with tracker.epoch():
+                for batch in loader():
+                    step(model, optimizer, batch)
+                if (RANK, epoch) == (int(rank), 2):
+                    time.sleep(LIMIT + 0.05)
+            losses = [item.train_loss for item in tracker.record.epochs if item.train_loss is not None]
+            if len(losses) == 4:
+                break
+    return tracker, None
+
+
+def resumed(when, after):
+    """The run goes on from an earlier one whose file only rank 0 has; the group is made before the run or in it."""
+    os.makedirs(f"machine{RANK}", exist_ok=True)
+    os.chdir(f"machine{RANK}")
+    if when == "before":
+        make_group()
+    with run(resume={"yes": True, "no": False}[after] if after in ("yes", "no") else int(after)) as tracker:
+        make_group()
+        weights = train(tracker, 2 if after == "no" else 4)
+    return tracker, weights
+
+
+def first_alone():
+    """Rank 0 has a run of the same task by itself before."""
+    make_group()
+    if RANK == 0:
+        with run() as tracker:
+            train(tracker, 1, replicated=False)
+    with run() as tracker:
+        weights = train(tracker, 2)
+    return tracker, weights
+
+
+def leaves():
+    """Rank 1 leaves the run before its first epoch, and trains on outside it."""
+    make_group()
+    with contextlib.suppress(LookupError), run() as tracker:
+        dist.barrier()
+        if RANK == 1:
+            raise LookupError("no more")
+        weights = train(tracker, 2)
+    if RANK == 1:
+        model, optimizer = untrained()
+        for _ in range(2):
+            for batch in loader():
+                step(model, optimizer, batch)
+        weights = [parameter.abs().sum().item() for parameter in model.parameters()]
+    return tracker, weights
+
+
+def uneven():
+    """Rank 1 has fewer steps in a loop that is cut by steps; after it they train together again."""
+    make_group()
+    with run() as tracker:
+        model, optimizer = untrained()
+        with Join([model]), tracker.epochs(every=2):
+            for batch in loader(8 * RANK):
+                step(model, optimizer, batch)
+        with tracker.epochs(every=6):
+            for batch in loader():
+                step(model, optimizer, batch)
+    return tracker, None
+
+
+def main():
+    """Write down what this rank found."""
+    torch.set_num_threads(1)
+    folder = os.getcwd()
+    found = {}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            tracker, found["weights"] = globals()[sys.argv[1]](*sys.argv[2:])
+            record = tracker.record
+            found["epochs"] = [[getattr(epoch, key) for key in METRIC_KEYS] for epoch in record.epochs]
+            found["final"] = record.final_results and record.final_results.dev_accuracy
+        except TrackmetricsError as error:
+            found["error"] = f"{type(error).__name__}: {error}"
+    found["said"] = [str(item.message) for item in caught if item.category.__name__ == "TrackmetricsWarning"]
+    with open(os.path.join(folder, f"said{RANK}.json"), "w") as file:
+        json.dump(found, file)
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
