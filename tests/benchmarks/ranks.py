@@ -53,6 +53,11 @@ class CountingStore:
         self._count("add" if number else "add 0", key if number else "")
         return self.store.add(key, number)
 
+    def compare_set(self, key, expected, value):
+        found = self.store.compare_set(key, expected, value)
+        self._count("compare_set", key, expected, value, found)
+        return found
+
     def check(self, keys):
         self._count("check")
         return self.store.check(keys)
@@ -87,22 +92,22 @@ def measure(epochs):
                 dist.barrier()
             epoch = run.epoch()
             epoch.__enter__()
-            held = run._engine._ranks
-            if store is None and held._store is not None:
-                store = held._store = CountingStore(held._store)
             F.cross_entropy(model(inputs), targets).backward()
             optimizer.step()
             began = time.process_time(), time.perf_counter()
             epoch.__exit__(None, None, None)
             cpu.append(time.process_time() - began[0])
             clock.append(time.perf_counter() - began[1])
+            meetings = run._engine._ranks._meetings  # there is none before the first one
+            if store is None and meetings is not None:
+                store = meetings._store = CountingStore(meetings._store)
         counted = Counter() if store is None else Counter(store.messages), 0 if store is None else store.bytes
     if ranks > 1:
         dist.barrier()
         dist.destroy_process_group()
-    messages = sum(count for call, count in counted[0].items() if call not in WAITING) / epochs
-    looks = sum(counted[0][call] for call in WAITING) / epochs
-    result = [statistics.median(cpu) * 1e3, statistics.median(clock) * 1e3, messages, counted[1] / epochs, looks]
+    messages = sum(count for call, count in counted[0].items() if call not in WAITING) / (epochs - 1)
+    looks = sum(counted[0][call] for call in WAITING) / (epochs - 1)
+    result = [statistics.median(cpu) * 1e3, statistics.median(clock) * 1e3, messages, counted[1] / (epochs - 1), looks]
     Path(f"rank{os.environ.get('RANK', 0)}.json").write_text(json.dumps(result))
 
 
