@@ -34,7 +34,7 @@ FLOORS = [
     ["cli"],
 ]
 INSTRUMENT_FLOORS = [
-    ["objects", "readback", "figures"],
+    ["objects", "readback", "figures", "packing"],
     [
         "compiling",
         "criteria",
@@ -61,7 +61,7 @@ INSTRUMENT_FLOORS = [
         "returned_attention",
     ],
     ["epoch_means", "undisturbed", "outcomes", "metric_states"],
-    ["metric_objects"],
+    ["metric_objects", "lent_buffers"],
     ["training_metrics", "attention_capture", "division"],
     ["steps", "said_values", "evaluation", "covering", "inference_attention"],
     ["own_evaluation"],

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from trackmetrics.instruments.division import Division, agree, total
+from trackmetrics.instruments.division import Division, agree, agreed, total
 from trackmetrics.instruments.figures import Figures, Norms, Share, together
 
 pytestmark = [
@@ -322,7 +322,15 @@ def test_norms_of_shards_are_summed_and_whole_ones_compared():
 def offer(*marks, length=3, why=None, collective=False, one_batch=False, called=False):
     sets = [{"name": "dev", "fault": "broken"} if mark is None else {"name": "dev", "mark": mark, "length": length}
             for mark in marks]  # fmt: skip
-    return {"why": why, "sets": sets, "collective": collective, "one_batch": one_batch, "targets": 8, "called": called}
+    return {
+        "why": why,
+        "sets": sets,
+        "buffers": [],
+        "collective": collective,
+        "one_batch": one_batch,
+        "targets": 8,
+        "called": called,
+    }
 
 
 @pytest.mark.parametrize(
@@ -337,6 +345,9 @@ def offer(*marks, length=3, why=None, collective=False, one_batch=False, called=
         ([offer("a", collective=True), offer()], "alone", 0, "the model needs every rank, and rank 1 has no such set"),
         ([offer("a", length=None, collective=True)] * 2, "all", 0, None),
         ([offer("", called=True)] * 2, "all", 0, None),
+        ([offer("a", called=True), offer("b", called=True)], "each", 0, None),
+        ([offer("a", called=True), offer("none", called=True)], "alone", 0, None),
+        ([offer("none", called=True)] * 2, "all", 0, None),
         ([offer(), offer("a")], "", 0, ""),
         ([offer("a", collective=True, one_batch=True)] * 2, "all", 0, None),
         (
@@ -359,6 +370,13 @@ def test_ranks_agree_on_a_set(offers, how, chosen, why):
     """One for all, or why there is none."""
     found = agree(offers)
     assert (found[1], found[0], found[4]) == (how, chosen, why)
+
+
+def test_a_users_function_gives_one_value_for_all_parts():
+    """It has put them together itself; else there is none."""
+    assert agreed([{"share": (0.5, 1)}, {"share": (0.5, 1)}]) == {"mean": 0.5}
+    assert agreed([{"share": (0.5, 1)}, {"share": (0.6, 1)}])["fault"].startswith("`evaluate=` returned another")
+    assert agreed([{"share": (0.5, 1)}, {"fault": "it broke"}]) == {"fault": "on rank 1 it broke"}
 
 
 def test_counts_are_added_up():

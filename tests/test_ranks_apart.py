@@ -112,3 +112,29 @@ def test_a_loop_cut_by_steps_that_one_rank_leaves_first(tmp_path):
     assert found["epochs"][:2] + found["epochs"][3:] == other["epochs"]
     assert all(value is not None for epoch in other["epochs"] for value in epoch)
     assert found["final"] == other["final"]
+
+
+@pytest.mark.parametrize("parts", ["one set", "parts"])
+def test_running_statistics_are_those_of_rank_0(tmp_path, parts):
+    """The model that is judged is one, the first rank's; each has its own statistics again afterwards."""
+    found, other = run(tmp_path, "statistics", parts)
+    right, states = found["weights"]
+    assert [epoch[2] for epoch in found["epochs"]] == pytest.approx(right, rel=1e-6)
+    wrong, others = other["weights"]
+    assert states != others
+    assert right != wrong  # else it could be any rank's
+    assert found["said"] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "has"),
+    [("parts", False), ("together", True), ("first", True)],
+)
+def test_a_function_of_the_users_over_parts(tmp_path, kind, has):
+    """It counts where it gives one value on all ranks, or runs on rank 0 alone, which alone has the set."""
+    found, other = run(tmp_path, "evaluates", kind)
+    assert found["epochs"] == other["epochs"]
+    assert [epoch[2] is not None for epoch in found["epochs"]] == [has, has]
+    why = "'dev' can't be evaluated (`evaluate=` returned another value on each rank, which has a set of its own)"
+    mend = "have `evaluate=` return the accuracy, where each rank has a part of the set that of all parts"
+    assert found["said"] == ([] if has else [f"dev_accuracy is null: {why}; {mend}"])

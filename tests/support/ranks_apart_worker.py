@@ -160,6 +160,62 @@ def uneven():
     return tracker, None
 
 
+class Normalises(nn.Module):
+    """A model with running statistics, which replicas have each their own of."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4, momentum=0.9)
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, points):
+        return self.out(self.norm(points))
+
+
+def statistics(parts):
+    """Ranks evaluate a model with batch norms; `found` is what rank 0's own model has right of the whole set."""
+    make_group()
+    torch.manual_seed(0)
+    model = DistributedDataParallel(Normalises())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    dev_set, found, states = examples(101), [], []
+    own = Subset(dev_set, range(RANK, 101, 2)) if parts == "parts" else dev_set
+    with Tracker("apart", train=loader(), dev=DataLoader(own, batch_size=7)) as tracker:
+        for _ in range(4):
+            with tracker.epoch():
+                model.train()
+                for batch in loader():
+                    step(model, optimizer, batch)
+            states.append([buffer.tolist() for buffer in model.buffers()])
+            points, targets = dev_set.tensors
+            with torch.no_grad():
+                right = model.module.eval()(points).argmax(1) == targets
+            found.append(right.double().mean().item())
+    return tracker, [found, states]
+
+
+def evaluates(kind):
+    """A function of the user's evaluates: each rank's part, all parts together, or a set that rank 0 has alone."""
+    make_group()
+
+    def accuracy(model, data):
+        counts = torch.zeros(2)
+        with torch.no_grad():
+            for points, targets in data:
+                counts += torch.tensor([(model(points).argmax(1) == targets).sum(), len(targets)])
+        if kind == "together":
+            dist.all_reduce(counts)
+        return (counts[0] / counts[1]).item()
+
+    dev = DataLoader(Subset(examples(31), range(RANK, 31, 2)), batch_size=2)
+    if kind == "first":
+        dev = DataLoader(examples(31), batch_size=2) if RANK == 0 else None
+    options = {"train": loader(), "dev": dev, "evaluate": accuracy, "final_train_accuracy": False}
+    with Tracker("apart", **options) as tracker:
+        weights = train(tracker, 2)
+    return tracker, weights
+
+
 def main():
     """Write down what this rank found."""
     torch.set_num_threads(1)

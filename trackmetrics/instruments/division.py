@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +14,10 @@ import torch
 from .data import ExamplesSource, LoaderSource, Source, UnreadableError, open_source, take_apart, tensors_in
 from .discovery import is_fully_sharded, unwrapped
 from .figures import add
+from .lent_buffers import differing
 from .undisturbed import undisturbed
+
+_NO_SET = "none"
 
 
 class Division(NamedTuple):
@@ -33,20 +37,24 @@ WHOLE = Division()
 
 
 class Plan(NamedTuple):
-    """What the ranks agreed on: which of the sets, and how; or why there is none."""
+    """What the ranks agreed on: which of the sets, and how; or why there is none.
+
+    `lent` are the numbers of the buffers of the model that rank 0 lends to the others.
+    """
 
     chosen: int = 0
     how: str = ""
     targets: int = 0
     most: int = 0
     why: str | None = None
+    lent: Sequence[int] = ()
 
     def division(self, rank: int, ranks: int) -> Division | None:
         """What a rank has to do; None for nothing."""
         if self.how == "alone":
             return WHOLE if rank == 0 else None
-        if self.how == "all":
-            return Division(counts=rank == 0)
+        if self.how in ("all", "each"):
+            return Division(counts=rank == 0 or self.how == "each")
         return Division(most=self.most) if self.how == "apart" else Division(rank, ranks, self.most)
 
 
@@ -58,6 +66,13 @@ def offer_of_set(data: Any) -> dict[str, Any]:
             return {"mark": _mark(source), "length": _length(source)}
     except Exception as error:
         return {"fault": str(error) if isinstance(error, UnreadableError) else f"{type(error).__name__}: {error}"}
+
+
+def offer_of_any(data: Any) -> dict[str, Any]:
+    """What a rank says of a set that a function of the user's reads: a mark, the same for all that can't be read."""
+    if data is None:
+        return {"mark": _NO_SET, "length": None}
+    return {"mark": offer_of_set(data).get("mark", ""), "length": None}
 
 
 def _length(source: Source) -> int | None:
@@ -98,7 +113,7 @@ def _bytes_of(example: Any) -> bytes:
 
 
 def agree(offers: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """Make a plan of what the ranks offer: `why` there is an obstacle, `sets`, `collective`, and `targets` a batch.
+    """Make a plan of what the ranks offer: `why` there is an obstacle, `sets`, `buffers`, and `targets` a batch.
 
     Where all have one set it is divided; where each has another one, each evaluates its own. Where only rank 0 has it,
     it evaluates alone. A function of the user's is `called` on all. A collective model, of which each rank holds a
@@ -123,7 +138,9 @@ def agree(offers: Sequence[Mapping[str, Any]]) -> list[Any]:
         how = "alone"
         why = f"the model needs every rank, and rank {marks.index(None)} has no such set" if together else None
     elif first["called"] and len(offers) > 1:
-        how = "all"
+        without = [mark == _NO_SET for mark in marks]
+        parts = "alone" if any(without) and not without[0] else "each"
+        how = "all" if len(set(marks)) == 1 else parts
     elif len(offers) > 1 and any(offer["one_batch"] for offer in offers):
         how = "all"
         why = "the ranks compute each batch together, and their sets differ" if len(set(marks)) > 1 else None
@@ -132,7 +149,9 @@ def agree(offers: Sequence[Mapping[str, Any]]) -> list[Any]:
     elif together and not most:
         how = "all"
         why = "the model needs every rank, and the ranks have streams that differ" if len(set(marks)) > 1 else None
-    return [*Plan(chosen, how, first["targets"], most, why)]
+    shared = why is None and how in ("divided", "apart")
+    lent = differing([offer["buffers"] for offer in offers if offer["why"] is None]) if shared else []
+    return [*Plan(chosen, how, first["targets"], most, why, lent)]
 
 
 def total(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -143,6 +162,14 @@ def total(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             return {"fault": fault if len(outcomes) == 1 or rank == 0 else f"on rank {rank} {fault}"}
     share = add([outcome["share"] for outcome in outcomes])
     return {"mean": share.mean} if share.weight else {"fault": "it has no target that counts"}
+
+
+def agreed(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Give the value that a function of the user's had on each rank, of a set of its own; or that they aren't one."""
+    values = [outcome["share"][0] for outcome in outcomes if "share" in outcome]
+    if len(values) == len(outcomes) and not all(math.isclose(value, values[0], rel_tol=1e-6) for value in values):
+        return {"fault": "`evaluate=` returned another value on each rank, which has a set of its own"}
+    return total(outcomes)
 
 
 def collective(model: torch.nn.Module | None) -> bool:

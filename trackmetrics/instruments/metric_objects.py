@@ -17,7 +17,7 @@ from ..plain import to_plain
 from .criteria import Call
 from .events import heard_by
 from .guard import instrument_failed
-from .metric_states import can_be_joined, packed, value_of
+from .metric_states import can_be_joined, packed_state, value_of
 from .outcomes import Outcome, of_call
 from .pairing import PairingError
 from .random_streams import restoring_streams
@@ -184,7 +184,7 @@ class MetricObjects:
             for name, metric in self._copies.items():
                 if self._fed and self._reason is None and name not in self._faults:
                     try:
-                        states[name] = packed(metric) if can_be_joined(metric) else None
+                        states[name] = packed_state(metric) if can_be_joined(metric) else None
                     except ValueError as error:
                         self._faults[name] = str(error)
         return {"names": list(self._given), "states": states, "faults": self._faults, "reason": self._reason}

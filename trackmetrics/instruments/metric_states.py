@@ -6,16 +6,14 @@ collective, so that a rank that fails or doesn't come leaves nobody waiting in o
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
 
-_LARGEST = 2**24  # bytes of one metric's state that go from rank to rank
+from .packing import LARGEST, packed, unpacked
 
 Gather: TypeAlias = Callable[..., "list[torch.Tensor]"]
 
@@ -26,33 +24,31 @@ def can_be_joined(metric: Any) -> bool:
     return bool(parts) and all(getattr(part, "sync_on_compute", True) for part in parts)
 
 
-def packed(metric: Any) -> str:
+def packed_state(metric: Any) -> str:
     """Give a metric's state as text. Raises `ValueError` for one that is too large."""
     own: list[torch.Tensor] = []
 
     def gather(tensor: torch.Tensor, group: Any = None) -> list[torch.Tensor]:
-        own.append(tensor.detach().cpu())
+        own.append(tensor)
         return [tensor]
 
     with _gathering(metric, gather), warnings.catch_warnings(), contextlib.suppress(Exception):
         warnings.simplefilter("ignore")
         metric.compute()  # what this rank has by itself may be too little: only the state counts
     size = sum(tensor.nbytes for tensor in own)
-    if size > _LARGEST:
+    if size > LARGEST:
         raise ValueError(
-            f"its state takes {size / 1e6:.0f} MB on a rank, of which {_LARGEST / 1e6:.0f} go to the first one; "
+            f"its state takes {size / 1e6:.0f} MB on a rank, of which {LARGEST / 1e6:.0f} go to the first one; "
             "one that keeps counts (torchmetrics' thresholds=) is small"
         )
-    buffer = io.BytesIO()
-    torch.save(own, buffer)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return packed(own)
 
 
 def value_of(metric: Any, others: Sequence[str]) -> Any:
     """Compute a metric's value of its own state and the packed ones of other ranks; of its own alone without any."""
     if not _parts(metric):
         return metric.compute()
-    states = [torch.load(io.BytesIO(base64.b64decode(text)), weights_only=True) for text in others]
+    states = [unpacked(text) for text in others]
 
     def gather(tensor: torch.Tensor, group: Any = None) -> list[torch.Tensor]:
         return [tensor, *(state.pop(0).to(tensor.device) for state in states)]
