@@ -34,7 +34,7 @@ FLOORS = [
     ["cli"],
 ]
 INSTRUMENT_FLOORS = [
-    ["objects", "readback", "figures"],
+    ["objects", "readback", "figures", "fully_sharded"],
     [
         "compiling",
         "criteria",

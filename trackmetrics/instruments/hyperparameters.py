@@ -22,7 +22,8 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..plain import NotPlainError, to_plain
-from .discovery import is_data, is_fully_sharded, unwrapped
+from .discovery import is_data, unwrapped
+from .fully_sharded import is_fully_sharded
 from .objects import locals_of
 
 WITHHELD = "(withheld)"
