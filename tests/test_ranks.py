@@ -108,6 +108,16 @@ def test_the_figures_are_those_of_one_process(tmp_path, expected, parallel, rank
         assert "epoch" not in logs(tmp_path, rank)
 
 
+def test_an_optimizer_that_divides_its_state_over_ranks(tmp_path, expected):
+    """ZeroRedundancyOptimizer steps another optimizer, of a part of the parameters: one step, and one optimizer."""
+    found = train(tmp_path, 2, "--parallel", "replicated", "--divides")
+    check(found, expected, 2)
+    for own in found:
+        optimizer = dict(own["record"]["optimizer"])
+        assert (optimizer.pop("name"), optimizer.pop("wraps")) == ("ZeroRedundancyOptimizer", {"name": "Adam"})
+        assert {**optimizer, "name": "Adam"} == expected["optimizer"]
+
+
 @pytest.mark.parametrize("accumulate", ["", "reduced", "summed", "gathered"])
 def test_gradients_that_are_computed_in_half_precision(tmp_path, expected, accumulate):
     """The norm is that of what is applied, as torch's own clipping finds it, not of what each rank computed.

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -135,14 +136,14 @@ def reduce_at(model, last, accumulate):
 
 
 @tracked_training(task="ranks", output_dir="output", sinks=[Told()])
-def train(model, train_loader, dev_loader, counts, accumulate, evaluates, happens, metrics, tracker):
+def train(model, train_loader, dev_loader, counts, accumulate, evaluates, make_optimizer, happens, metrics, tracker):
     """Train on a rank's part of the global batches, of which `counts` says how many targets count.
 
     With `accumulate` in two micro-batches each; where it `evaluates`, each epoch ends with a forward without gradients.
     `happens` is called with each epoch's number, and with None at the end. `metrics` are arguments of an epoch.
     """
     ranks = dist.get_world_size() if dist.is_initialized() else 1
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    optimizer = make_optimizer(model.parameters(), lr=0.01)
     for epoch in range(1, EPOCHS + 1):
         clipped.append([])
         with tracker.epoch(**metrics):
@@ -192,6 +193,7 @@ def figures():
         "log_probs": inference and inference.log_probs.tolist(),
         "attention": inference and inference.attention_weights.tolist(),
         "class": record.metadata.hyperparameters.model["class"],
+        "optimizer": record.metadata.hyperparameters.training["optimizer"],
         "world_size": record.extensions["environment"]["world_size"],
     }
 
@@ -287,6 +289,7 @@ def main():
     options.add_argument("--parallel", default="plain")
     options.add_argument("--accumulate", default="", choices=["", "reduced", "summed", "gathered"])
     options.add_argument("--evaluates", action="store_true")
+    options.add_argument("--divides", action="store_true", help="the optimizer's state over ranks")
     options.add_argument("--dev", default="shared")
     options.add_argument("--seconds", type=float, default=60)
     options.add_argument("--happens", default="")
@@ -320,8 +323,10 @@ def main():
         here = rank == args.rank
         happens = functools.partial(HAPPENS[args.happens], here) if args.happens in HAPPENS else None
         arguments = wrapped, loader_of(train_set, rank, ranks), dev_loader, counts, args.accumulate
-        arguments += args.evaluates, happens
-        arguments += (measured(args.metrics, rank),)
+        make_optimizer = torch.optim.Adam
+        if args.divides:
+            make_optimizer = functools.partial(ZeroRedundancyOptimizer, optimizer_class=torch.optim.Adam)
+        arguments += args.evaluates, make_optimizer, happens, measured(args.metrics, rank)
         with contextlib.suppress(LookupError):
             if args.finalize:
                 tracked_training(task="ranks", finalize=finalize)(train.__wrapped__)(*arguments)
