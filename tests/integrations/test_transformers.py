@@ -252,6 +252,27 @@ def test_label_smoothing_is_a_loss_of_the_trainers_own():
     assert {"train_accuracy", "dev_accuracy"} <= said
 
 
+def test_label_smoothing_by_torchs_criterion():
+    """As a loss function of the user's it trains the same model, and accuracies are seen."""
+
+    def smoothed(outputs, labels, num_items_in_batch=None):
+        loss = torch.nn.functional.cross_entropy(outputs["logits"], labels, label_smoothing=0.1, reduction="sum")
+        return loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+
+    net = Net()
+    net.config = types.SimpleNamespace(problem_type=None)
+    by_itself = by_trainer(net=net, count=48, label_smoothing_factor=0.1).state_dict()
+    kept, before = Kept(), Before()
+    trainer = trainer_of([before, MetricsFileCallback("toy", sinks=[kept])], count=48)
+    trainer.compute_loss_func = smoothed
+    model = train(trainer)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, by_itself[name], rtol=1e-4, atol=1e-5)
+    assert [epoch.dev_accuracy for epoch in kept.record.epochs] == before.rights
+    assert all(epoch.train_accuracy is not None for epoch in kept.record.epochs)
+    assert kept.record.metadata.hyperparameters.training["criterion"]["label_smoothing"] == 0.1
+
+
 def test_a_training_resumed_from_a_checkpoint():
     """`resume=True` goes on after the checkpoint's epoch; what the file had beyond it is dropped."""
     train(trainer_of([MetricsFileCallback("toy")], save_strategy="epoch"))
