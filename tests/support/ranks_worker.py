@@ -94,8 +94,8 @@ def sharded(model):
 
 
 def halved(model):
-    """FSDP2 that computes in half precision."""
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    """FSDP2 that computes and averages in half precision."""
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
     for part in (model.layer, model):
         fully_shard(part, mesh=init_device_mesh("cpu", (dist.get_world_size(),)), mp_policy=policy)
     return model
