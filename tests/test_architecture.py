@@ -34,7 +34,7 @@ FLOORS = [
     ["cli"],
 ]
 INSTRUMENT_FLOORS = [
-    ["objects", "readback", "figures", "packing"],
+    ["objects", "readback", "figures", "packing", "fully_sharded"],
     [
         "compiling",
         "criteria",

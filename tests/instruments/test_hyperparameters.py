@@ -422,6 +422,53 @@ def test_several_groups_and_several_optimizers_are_lists():
     assert _observed() == {"learning_rate": None, "optimizer": None}
 
 
+class Wrapper(torch.optim.Optimizer):
+    """Steps others in its own step."""
+
+    def __init__(self, *inner):
+        parameters = [item for each in inner for group in each.param_groups for item in group["params"]]
+        super().__init__(parameters, {"lr": 0.25, "alpha": 0.5})
+        self.inner = list(inner) if len(inner) > 1 else inner[0]
+        self.itself = self
+
+    def step(self):
+        """Of each."""
+        for optimizer in self.inner if isinstance(self.inner, list) else [self.inner]:
+            optimizer.step()
+
+
+def _settings_of_a_run(folder, model, optimizer):
+    with Tracker(task="wraps", output_dir=folder) as run, run.epoch():
+        for _ in range(3):
+            nn.functional.cross_entropy(model(torch.ones(4, 3)), torch.tensor([0, 1, 1, 0])).backward()
+            optimizer.step()
+    assert run.record.extensions["gradient_norm"]["epochs"][0]["steps"] == 3
+    return run.record.metadata.hyperparameters.training
+
+
+def test_an_optimizer_that_steps_another_stands_for_it(tmp_path):
+    """It stands once, with what differs of the other; one that it holds for other parameters is none of that."""
+    model = nn.Linear(3, 2)
+    optimizer = Wrapper(Wrapper(torch.optim.SGD(model.parameters(), lr=0.25, dampening=0.1)))
+    optimizer.other = torch.optim.Adagrad(_parameters(1), lr=0.5)
+    training = _settings_of_a_run(tmp_path, model, optimizer)
+    assert training["learning_rate"] == 0.25
+    wraps = training["optimizer"].pop("wraps")
+    assert training["optimizer"] == {"name": "Wrapper", "lr": 0.25, "alpha": 0.5}
+    assert wraps[0] == {"name": "Wrapper"}
+    assert wraps[1].items() >= {"name": "SGD", "dampening": 0.1}.items()
+    assert "lr" not in wraps[1]
+
+
+def test_an_optimizer_that_steps_several(tmp_path):
+    """A list of them."""
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    inner = torch.optim.SGD(model[0].parameters(), lr=0.1), torch.optim.Adam(model[1].parameters(), lr=0.2)
+    training = _settings_of_a_run(tmp_path, model, Wrapper(*inner))
+    assert training["learning_rate"] == 0.25
+    assert [(each["name"], each["lr"]) for each in training["optimizer"]["wraps"]] == [("SGD", 0.1), ("Adam", 0.2)]
+
+
 @pytest.mark.parametrize(
     ("make", "expected"),
     [

@@ -1,5 +1,6 @@
 """Accelerate's tracker: the user's loop and epochs, its configuration, its logs and its end."""
 
+import itertools
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,7 @@ from oracle import one_thread  # noqa: F401
 from trainers import CLIP, Kept, Net, by_accelerate, by_loop, loaders, optimizer_of, share_right
 
 from trackmetrics import Tracker, TrackmetricsWarning, load_run, tracked_training, tracker
+from trackmetrics.assessment import Assessment
 from trackmetrics.errors import ArgumentError, OutputError, RunStateError
 from trackmetrics.record import METRIC_KEYS
 
@@ -103,6 +105,42 @@ def test_mixed_precision():
     assert epoch.gradient_norm == pytest.approx(sum(norms) / len(norms), rel=1e-6)
     assert epoch.dev_accuracy == torch.cat(right).double().mean().item()
     assert kept.record.final_inference is not None
+
+
+def evaluate(model, loader, batches=None):
+    """A loop's own evaluation of a set, or of its first batches."""
+    model.eval()
+    right = []
+    with torch.no_grad():
+        for batch in itertools.islice(loader, batches):
+            output = model(**batch)
+            right.append(output["logits"].argmax(1) == batch["labels"])
+    model.train()
+    return torch.cat(right).double().mean().item()
+
+
+@pytest.mark.parametrize(("batches", "passes"), [(None, 1), (7, 3), (1, 3)])
+def test_the_loops_evaluation_is_the_epochs_own(monkeypatch, batches, passes):
+    """With accelerate's loader, which asks for a batch before it gives the one before; a part of the set is none."""
+    made = []
+    own_pass = Assessment._dev_accuracy
+    monkeypatch.setattr(Assessment, "_dev_accuracy", lambda *args: made.append("") or own_pass(*args))
+    kept, expected = Kept(), []
+    accelerator = accelerate.Accelerator(cpu=True, log_with=MetricsFileTracker("toy", sinks=[kept]))
+    accelerator.init_trackers("toy")
+    net = Net()
+    model, optimizer, train_loader, dev_loader = accelerator.prepare(net, optimizer_of(net), *loaders())
+    for _ in range(2):
+        with tracker.epoch():
+            for batch in train_loader:
+                accelerator.backward(model(**batch)["loss"])
+                optimizer.step()
+                optimizer.zero_grad()
+            evaluate(model, dev_loader, batches)
+        expected.append(share_right(net, loaders()[1]))
+    accelerator.end_training()
+    assert [epoch.dev_accuracy for epoch in kept.record.epochs] == expected
+    assert len(made) == passes
 
 
 def test_reading_the_loaders_leaves_the_gradient_state():

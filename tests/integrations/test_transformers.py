@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 from oracle import one_thread  # noqa: F401
-from trainers import CLIP, Kept, Net, Sequences, by_trainer, loaders, optimizer_of, share_right, trainer_of
+from trainers import CLIP, Kept, Net, Sequences, by_trainer, loaders, optimizer_of, sets, share_right, trainer_of
 
 from trackmetrics import Tracker, TrackmetricsWarning, load_run, tracked_training, tracker
+from trackmetrics.assessment import Assessment
 from trackmetrics.errors import ArgumentError, RunStateError
 from trackmetrics.record import METRIC_KEYS
 
@@ -91,6 +92,35 @@ def test_an_epochs_accuracy_is_that_of_its_weights(settings):
     assert [epoch.dev_accuracy for epoch in kept.record.epochs] == before.rights
     evaluated = ["eval_loss" in epoch.metrics for epoch in kept.record.epochs]
     assert evaluated == [False, True, True] if "eval_delay" in settings else all(evaluated)
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """The evaluations that the run makes of the dev set."""
+    made = []
+    own_pass = Assessment._dev_accuracy
+    monkeypatch.setattr(Assessment, "_dev_accuracy", lambda *args: made.append("") or own_pass(*args))
+    return made
+
+
+def test_the_trainers_evaluation_is_the_epochs_own(passes):
+    """An evaluation over the whole dev set is its evaluation: the run makes no pass of its own before the end."""
+    kept, before = Kept(), Before()
+    train(trainer_of([before, MetricsFileCallback("toy", sinks=[kept])]))
+    assert [epoch.dev_accuracy for epoch in kept.record.epochs] == before.rights
+    assert len(passes) == 1
+
+
+def test_an_evaluation_of_other_examples_is_none(passes):
+    """Of a part of the dev set, or of another set: the run evaluates it itself."""
+    kept, before = Kept(), Before()
+    part = torch.utils.data.Subset(sets()[1], range(32))
+    trainer = trainer_of([before, MetricsFileCallback("toy", sinks=[kept], dev=loaders()[1])])
+    trainer.eval_dataset = part
+    train(trainer)
+    assert [epoch.dev_accuracy for epoch in kept.record.epochs] == before.rights
+    assert [epoch.metrics["eval_right"] for epoch in kept.record.epochs] != before.rights
+    assert len(passes) == 4
 
 
 def test_the_best_weights_are_the_final_ones():
@@ -220,6 +250,27 @@ def test_label_smoothing_is_a_loss_of_the_trainers_own():
     assert epoch.train_loss == pytest.approx(epoch.metrics["loss"], abs=1e-3)
     said = {str(item.message).partition(" is null")[0] for item in caught if item.category is TrackmetricsWarning}
     assert {"train_accuracy", "dev_accuracy"} <= said
+
+
+def test_label_smoothing_by_torchs_criterion():
+    """As a loss function of the user's it trains the same model, and accuracies are seen."""
+
+    def smoothed(outputs, labels, num_items_in_batch=None):
+        loss = torch.nn.functional.cross_entropy(outputs["logits"], labels, label_smoothing=0.1, reduction="sum")
+        return loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+
+    net = Net()
+    net.config = types.SimpleNamespace(problem_type=None)
+    by_itself = by_trainer(net=net, count=48, label_smoothing_factor=0.1).state_dict()
+    kept, before = Kept(), Before()
+    trainer = trainer_of([before, MetricsFileCallback("toy", sinks=[kept])], count=48)
+    trainer.compute_loss_func = smoothed
+    model = train(trainer)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, by_itself[name], rtol=1e-4, atol=1e-5)
+    assert [epoch.dev_accuracy for epoch in kept.record.epochs] == before.rights
+    assert all(epoch.train_accuracy is not None for epoch in kept.record.epochs)
+    assert kept.record.metadata.hyperparameters.training["criterion"]["label_smoothing"] == 0.1
 
 
 def test_a_training_resumed_from_a_checkpoint():

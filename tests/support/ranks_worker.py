@@ -16,7 +16,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -26,6 +27,7 @@ from trackmetrics.record import METRIC_KEYS
 BATCH, STEPS, EPOCHS = 8, 3, 2
 runs = []
 told = []
+clipped = []  # each epoch's norms, as clipping gives them
 
 
 class Told:
@@ -91,6 +93,14 @@ def sharded(model):
     return model
 
 
+def halved(model):
+    """FSDP2 that computes and averages in half precision."""
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    for part in (model.layer, model):
+        fully_shard(part, mesh=init_device_mesh("cpu", (dist.get_world_size(),)), mp_policy=policy)
+    return model
+
+
 def flat(model):
     """FSDP1."""
     return FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
@@ -116,16 +126,26 @@ def loader_of(dataset, rank, ranks):
     return DataLoader(dataset, batch_sampler=[list(range(step + first, step + last)) for step in steps])
 
 
+def reduce_at(model, last, accumulate):
+    """Say whether the coming backward is the `last` before a step: the only one after which gradients are averaged."""
+    if isinstance(model, DistributedDataParallel):
+        model.require_backward_grad_sync = last  # what no_sync sets
+    elif isinstance(model, FSDPModule) and accumulate != "reduced":
+        model.set_requires_gradient_sync(last)
+        model.set_reshard_after_backward(last or accumulate != "gathered")
+
+
 @tracked_training(task="ranks", output_dir="output", sinks=[Told()])
-def train(model, train_loader, dev_loader, counts, accumulate, happens, metrics, tracker):
+def train(model, train_loader, dev_loader, counts, accumulate, evaluates, make_optimizer, happens, metrics, tracker):
     """Train on a rank's part of the global batches, of which `counts` says how many targets count.
 
-    With `accumulate` in two micro-batches each. `happens` is called with each epoch's number, and with None at the end.
-    `metrics` are arguments of an epoch.
+    With `accumulate` in two micro-batches each; where it `evaluates`, each epoch ends with a forward without gradients.
+    `happens` is called with each epoch's number, and with None at the end. `metrics` are arguments of an epoch.
     """
     ranks = dist.get_world_size() if dist.is_initialized() else 1
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    optimizer = make_optimizer(model.parameters(), lr=0.01)
     for epoch in range(1, EPOCHS + 1):
+        clipped.append([])
         with tracker.epoch(**metrics):
             happens and happens(epoch)
             for (tokens, targets), whole in zip(train_loader, counts, strict=True):
@@ -136,8 +156,8 @@ def train(model, train_loader, dev_loader, counts, accumulate, happens, metrics,
                     else [(tokens, targets)]
                 )
                 for number, (ids, classes) in enumerate(micro, 1):
-                    if accumulate and isinstance(model, DistributedDataParallel):
-                        model.require_backward_grad_sync = number == len(micro)  # what no_sync sets
+                    if accumulate:
+                        reduce_at(model, number == len(micro), accumulate)
                     loss = F.cross_entropy(model(ids).movedim(-1, 1), classes)
                     counted = int((classes != -100).sum())  # the global batch's mean, as ranks are averaged
                     (loss * (counted / whole * ranks) if counted else loss.nan_to_num(0) * 0).backward()
@@ -145,8 +165,12 @@ def train(model, train_loader, dev_loader, counts, accumulate, happens, metrics,
                     for parameter in model.parameters():
                         dist.all_reduce(parameter.grad)
                         parameter.grad /= ranks
-                nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+                norm = nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+                clipped[-1].append((norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item())
                 optimizer.step()
+            if evaluates:
+                with torch.no_grad():
+                    model(tokens)
     if happens:
         happens(None)
     if isinstance(tracker, Tracker):
@@ -169,6 +193,7 @@ def figures():
         "log_probs": inference and inference.log_probs.tolist(),
         "attention": inference and inference.attention_weights.tolist(),
         "class": record.metadata.hyperparameters.model["class"],
+        "optimizer": record.metadata.hyperparameters.training["optimizer"],
         "world_size": record.extensions["environment"]["world_size"],
     }
 
@@ -262,7 +287,9 @@ def main():
     """Train as the command line says."""
     options = argparse.ArgumentParser()
     options.add_argument("--parallel", default="plain")
-    options.add_argument("--accumulate", action="store_true")
+    options.add_argument("--accumulate", default="", choices=["", "reduced", "summed", "gathered"])
+    options.add_argument("--evaluates", action="store_true")
+    options.add_argument("--divides", action="store_true", help="the optimizer's state over ranks")
     options.add_argument("--dev", default="shared")
     options.add_argument("--seconds", type=float, default=60)
     options.add_argument("--happens", default="")
@@ -295,8 +322,11 @@ def main():
         counts = [int((part != -100).sum()) for part in train_set.tensors[1].split(BATCH)]
         here = rank == args.rank
         happens = functools.partial(HAPPENS[args.happens], here) if args.happens in HAPPENS else None
-        arguments = wrapped, loader_of(train_set, rank, ranks), dev_loader, counts, args.accumulate, happens
-        arguments += (measured(args.metrics, rank),)
+        arguments = wrapped, loader_of(train_set, rank, ranks), dev_loader, counts, args.accumulate
+        make_optimizer = torch.optim.Adam
+        if args.divides:
+            make_optimizer = functools.partial(ZeroRedundancyOptimizer, optimizer_class=torch.optim.Adam)
+        arguments += args.evaluates, make_optimizer, happens, measured(args.metrics, rank)
         with contextlib.suppress(LookupError):
             if args.finalize:
                 tracked_training(task="ranks", finalize=finalize)(train.__wrapped__)(*arguments)
@@ -308,7 +338,7 @@ def main():
     said = [str(item.message) for item in caught if item.category.__name__ == "TrackmetricsWarning"]
     with open(f"said{rank}.json", "w") as file:
         json.dump({"said": said, "seconds": ended, "weights": weights_of(model), "record": figures(),
-                   "told": told}, file)  # fmt: skip
+                   "clipped": clipped, "told": told}, file)  # fmt: skip
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import FrameType, ModuleType
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from ..live.iteration import Counted
+from .fully_sharded import sharded
 from .objects import locals_of
 
 ROLES = {
@@ -149,7 +149,7 @@ def smallest_owner(modules: Iterable[torch.nn.Module], leaves: set[int]) -> torc
     A part is passed over for the whole whose other parameters are frozen, or had a gradient too: a trained head for
     the model that it is the head of.
     """
-    owned = [({id(parameter) for parameter in module.parameters()}, module) for module in modules]
+    owned = [({id(parameter) for parameter in sharded(module.parameters())}, module) for module in modules]
     owners = [(len(parameters), module) for parameters, module in owned if parameters >= leaves]
     if not owners:
         return None
@@ -159,8 +159,8 @@ def smallest_owner(modules: Iterable[torch.nn.Module], leaves: set[int]) -> torc
 
 
 def _is_whole_of(part: torch.nn.Module, module: torch.nn.Module) -> bool:
-    own = {id(parameter) for parameter in part.parameters()}
-    others = [parameter for parameter in module.parameters() if id(parameter) not in own]
+    own = {id(parameter) for parameter in sharded(part.parameters())}
+    others = [parameter for parameter in sharded(module.parameters()) if id(parameter) not in own]
     holds = any(inner is part for inner in module.modules())
     callable_itself = inspect.getattr_static(type(module), "forward") is not torch.nn.Module.forward
     took_part = all(not parameter.requires_grad or parameter.grad is not None for parameter in others)
@@ -185,12 +185,6 @@ def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
         if isinstance(inner, torch.nn.Module) and type(model).__module__.startswith("torch."):
             return unwrapped(inner)
     return model
-
-
-def is_fully_sharded(module: torch.nn.Module) -> bool:
-    """Whether FSDP2's `fully_shard` was called on it, which put a class in front of its own."""
-    kind: Any = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
-    return kind is not None and isinstance(module, kind)
 
 
 def _modules(values: Iterable[Any]) -> Iterator[torch.nn.Module]:

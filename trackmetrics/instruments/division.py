@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 
 from .data import ExamplesSource, LoaderSource, Source, UnreadableError, open_source, take_apart, tensors_in
-from .discovery import is_fully_sharded, unwrapped
+from .discovery import unwrapped
 from .figures import add
+from .fully_sharded import is_fully_sharded, sharded
 from .lent_buffers import differing
 from .undisturbed import undisturbed
 
@@ -180,7 +181,7 @@ def collective(model: torch.nn.Module | None) -> bool:
     if kind is not None and any(isinstance(module, kind) for module in model.modules()):
         return True
     # DTensor's attribute, and the one by which DeepSpeed marks what it has sharded.
-    return any(hasattr(parameter, "device_mesh") or hasattr(parameter, "ds_id") for parameter in model.parameters())
+    return any(hasattr(shard, "device_mesh") or hasattr(shard, "ds_id") for shard in sharded(model.parameters()))
 
 
 def computes_together(model: torch.nn.Module | None) -> bool:
@@ -188,8 +189,10 @@ def computes_together(model: torch.nn.Module | None) -> bool:
 
     Only FSDP gathers the parts for a forward, so that each rank can have a batch of its own.
     """
-    split: list[Any] = [each for each in (() if model is None else model.parameters()) if hasattr(each, "device_mesh")]
-    if model is None or not split:
+    if model is None:
+        return False
+    split: list[Any] = [each for each in sharded(model.parameters()) if hasattr(each, "device_mesh")]
+    if not split:
         return False
     gathers = any(map(is_fully_sharded, model.modules()))
     return not gathers or any(sum(placement.is_shard() for placement in each.placements) > 1 for each in split)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from types import FrameType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.autograd.graph import GradientEdge
@@ -72,11 +73,11 @@ class Listener:
     def optimizer_built(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer was constructed, copied or unpickled."""
 
-    def batch_yielded(self, batch: Any, iterator: Any) -> None:
-        """An iterator over a `DataLoader` gave a batch to whoever goes through it."""
+    def batch_yielded(self, batch: Any, number: int, iterator: Any) -> None:
+        """An iterator over a `DataLoader` gave a batch, its `number`th, to whoever goes through it."""
 
     def batches_ended(self, iterator: Any) -> None:
-        """An iterator over a `DataLoader` has no more batches."""
+        """An iterator over a `DataLoader` has no more batches; not told of one that looks ahead."""
 
     def module_called(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """A module is called; say whether further calls are to be told. Told only after `hear_modules`."""
@@ -349,20 +350,41 @@ def _observe_optimizer_made(patches: _Patches, original: Callable[..., Any]) -> 
 
 
 def _observe_next_batch(patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:
+    ahead: WeakKeyDictionary[Any, tuple[Any, int]] = WeakKeyDictionary()  # what was asked for, and isn't given yet
+
     def __next__(self: Any) -> Any:
         try:
             batch = original(self)
         except StopIteration:
             listener = _listener.get() if patches.live else None
             if listener is not None:
-                _tell(listener, "batches_ended", self)
+                try:
+                    if self in ahead:
+                        listener.batch_yielded(*ahead.pop(self), self)
+                    else:
+                        listener.batches_ended(self)
+                except Exception as error:
+                    listener.failed("batches_ended", error)
             raise
         listener = _listener.get() if patches.live else None
         if listener is not None:
-            _tell(listener, "batch_yielded", batch, self)
+            try:
+                given: tuple[Any, int] | None = batch, self._num_yielded
+                if _looks_ahead(sys._getframe(1)):
+                    given, ahead[self] = ahead.get(self), (batch, self._num_yielded)
+                if given is not None:
+                    listener.batch_yielded(*given, self)
+            except Exception as error:
+                listener.failed("batch_yielded", error)
         return batch
 
     return __next__
+
+
+def _looks_ahead(frame: FrameType) -> bool:
+    """Whether a batch is asked for by accelerate's loader: it gives the one before only then, to know the last one."""
+    loader = getattr(sys.modules.get("accelerate.data_loader"), "DataLoaderShard", None)
+    return loader is not None and frame.f_code is loader.__iter__.__code__
 
 
 def _observe_module_init(patches: _Patches, original: Callable[..., Any]) -> Callable[..., Any]:

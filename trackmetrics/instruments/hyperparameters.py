@@ -22,8 +22,10 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..plain import NotPlainError, to_plain
-from .discovery import is_data, is_fully_sharded, unwrapped
+from .discovery import is_data, unwrapped
+from .fully_sharded import is_fully_sharded
 from .objects import locals_of
+from .trained_parameters import parameters_of
 
 WITHHELD = "(withheld)"
 _ALWAYS_SECRET = re.compile(
@@ -170,7 +172,8 @@ class OptimizerSettings:
         """An optimizer is about to step."""
         seen = self._seen.get(id(optimizer))
         if seen is None or seen() is not optimizer:
-            self._seen[id(optimizer)] = weakref.ref(optimizer)
+            for each in (optimizer, *_wrapped_by(optimizer)):
+                self._seen[id(each)] = weakref.ref(each)
             entry = _learning_rate(optimizer), optimizer_settings(optimizer)
             if entry not in self._settings:  # one made anew for each epoch says nothing new
                 self._settings.append(entry)
@@ -200,7 +203,19 @@ def _learning_rate(optimizer: torch.optim.Optimizer) -> Any:
 
 
 def optimizer_settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimizer's name and settings; `groups` lists what differs from them where parameter groups do."""
+    """The optimizer's name and settings; `groups` lists what differs from them where parameter groups do.
+
+    `wraps` names an optimizer that it steps itself, and says what differs there; a list where there are several.
+    """
+    settings = _own_settings(optimizer)
+    wrapped = [
+        {key: item for key, item in _own_settings(each).items() if key == "name" or item != settings.get(key)}
+        for each in _wrapped_by(optimizer)
+    ]
+    return {**settings, "wraps": one_or_list(wrapped)} if wrapped else settings
+
+
+def _own_settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     groups = [
         plain_values(
             {
@@ -217,6 +232,17 @@ def optimizer_settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         differing = [{key: item for key, item in group.items() if item != groups[0].get(key)} for group in groups]
         settings["groups"] = differing
     return settings
+
+
+def _wrapped_by(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    """The optimizers that an optimizer holds, of its own parameters or some of them: its step steps them."""
+    own = set(map(id, parameters_of(optimizer)))
+    found = [optimizer]
+    for each in found:
+        values = [item for value in vars(each).values() for item in (value if isinstance(value, list) else [value])]
+        held = [item for item in values if isinstance(item, torch.optim.Optimizer) and item not in found]
+        found += [item for item in held if own.issuperset(map(id, parameters_of(item)))]
+    return found[1:]
 
 
 def scheduler_settings(scheduler: LRScheduler) -> dict[str, Any]:

@@ -12,14 +12,13 @@ import operator
 import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.parameter import is_lazy
 
-from .discovery import is_fully_sharded
 from .objects import attributes_of, is_users
 
 _DEPTH = 4  # how far from its module a value is looked for: in a list, in an object's attribute, ...
@@ -48,13 +47,6 @@ def restoring_state(model: torch.nn.Module) -> Iterator[Callable[[], object]]:
             yield functools.partial(_refill, thing, dict(thing) if isinstance(thing, dict) else list(thing))
         elif not isinstance(thing, tuple):
             yield from _restoring_attributes(thing)
-
-
-def shard_again(model: torch.nn.Module) -> None:
-    """Have a model whose parameters FSDP has gathered hold its shards again, as between two training steps."""
-    for module in model.modules():
-        if is_fully_sharded(module):
-            cast(Any, module).reshard()
 
 
 def _things(model: torch.nn.Module) -> Iterator[Any]:

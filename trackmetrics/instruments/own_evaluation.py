@@ -68,10 +68,10 @@ class OwnEvaluation:
         if self._passes or self._judged:
             self.release()
 
-    def batch_yielded(self, batch: Any, iterator: Any) -> None:
-        """A `DataLoader`'s iterator gave a batch; where it had begun before the last training, it is ignored."""
+    def batch_yielded(self, batch: Any, number: int, iterator: Any) -> None:
+        """A `DataLoader`'s iterator gave its `number`th batch; ignored where it began before the last training."""
         self.batches_ended()
-        if iterator._num_yielded == 1:
+        if number == 1:
             self._going[id(iterator)] = Pass.begun_by(iterator)
             self._passes.append(self._going[id(iterator)])
         going = self._going.get(id(iterator))

@@ -17,6 +17,8 @@ from torch.autograd.graph import GradientEdge
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
+from .fully_sharded import sharded
+
 _MANY = 16  # optimizers in the process; beyond, those that train nothing here aren't looked at each time
 
 
@@ -261,7 +263,8 @@ def _subclasses(kind: type) -> list[type]:
 def _leaves(roots: Iterable[Root]) -> list[torch.Tensor]:
     """The tensors that a backward from `roots` would accumulate gradients into.
 
-    Beside parameters, any other leaf is an input that wants its gradient, and is left out.
+    Beside parameters, any other leaf is an input that wants its gradient, and is left out. A gathered parameter's
+    gradient goes on to its shards.
     """
     waiting: list[Any] = []
     leaves: list[torch.Tensor] = []
@@ -280,4 +283,4 @@ def _leaves(roots: Iterable[Root]) -> list[torch.Tensor]:
             if following is not None and following not in seen:
                 seen.add(following)
                 waiting.append(following)
-    return [leaf for leaf in leaves if isinstance(leaf, torch.nn.Parameter)] or leaves
+    return sharded([leaf for leaf in leaves if isinstance(leaf, torch.nn.Parameter)] or leaves)

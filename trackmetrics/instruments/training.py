@@ -292,14 +292,14 @@ class Training(events.Listener):
     def optimizer_built(self, optimizer: torch.optim.Optimizer) -> None:
         self._spare_norm(self._parameters.add_optimizer, optimizer)
 
-    def batch_yielded(self, batch: Any, iterator: Any) -> None:
+    def batch_yielded(self, batch: Any, number: int, iterator: Any) -> None:
         if self.active:
             self._fed_by = iterator._index_sampler
             if self.on_steps is not None and self._fed_by is self._awaited:
                 self.on_steps()
             self._spare_metrics(self._metrics.loader_asked)
             self._spare_check(self._check_batch, batch)
-            self._spare_own(self._own.batch_yielded, batch, iterator)
+            self._spare_own(self._own.batch_yielded, batch, number, iterator)
 
     def module_called(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         return self.active and bool(self._spare_check(self._check_module, module, args, kwargs))

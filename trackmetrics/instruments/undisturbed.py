@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from .model_state import restoring_state, shard_again
+from .fully_sharded import shard_again
+from .model_state import restoring_state
 from .random_streams import restoring_streams
 
 
