@@ -418,6 +418,28 @@ def test_a_missing_library_is_said_before_training(monkeypatch, name, library):
     train([], epochs=1)  # the path is free again
 
 
+async def coroutine(record, path):
+    """Awaited by nobody."""
+
+
+def generator(record, path):
+    """Gone through by nobody."""
+    yield
+
+
+async def async_generator(record, path):
+    """Nor this one."""
+    yield
+
+
+def an_odd_sink(moment, odd):
+    methods = {name: staticmethod(print) for name in ("run_began", "epoch_ended", "run_ended")}
+    return type("Odd", (), {**methods, moment: staticmethod(odd), "__repr__": lambda self: "Odd()"})()
+
+
+KEPT = type("Kept", (Faulty,), {"__repr__": lambda self: "Kept()"})(None)
+
+
 @pytest.mark.parametrize(
     ("sinks", "message"),
     [
@@ -425,6 +447,16 @@ def test_a_missing_library_is_said_before_training(monkeypatch, name, library):
         (None, "sinks is None, of type NoneType; give a list of names and sinks, such as ['tensorboard']"),
         (["tensorbord"], "sinks holds 'tensorbord'; the names are 'tensorboard', 'mlflow', 'wandb'"),
         ([TensorBoard], "sinks holds the class TensorBoard; give an object of it, TensorBoard()"),
+        (["mlflow", "wandb", "mlflow"], "sinks holds 'mlflow' twice; give each sink once"),
+        ([KEPT, KEPT], "sinks holds Kept() twice; give each sink once"),
+        *(
+            (
+                [an_odd_sink(moment, odd)],
+                f"sinks holds Odd(), whose {moment} is a coroutine or a generator: calling it runs nothing; "
+                "give a plain method",
+            )
+            for moment, odd in [("run_began", coroutine), ("epoch_ended", generator), ("run_ended", async_generator)]
+        ),
         (
             [7],
             "sinks holds 7, which has no method run_began or epoch_ended or run_ended; a sink has run_began, "
