@@ -562,19 +562,64 @@ def test_numbers_alone_are_metrics():
     assert repr(epoch_numbers(epoch)) == "{'train_loss': 0.5, 'dev_accuracy': 1.0, 'e': 1e+300, 'f': nan}"
 
 
+def logged_twice(kind, values, hyperparameters=None):
+    """A run of two epochs with these values in both; what arrived of it."""
+    with Tracker("contract", sinks=[kind.sink], hyperparameters=hyperparameters, **GIVEN_ALL) as run:
+        run.watch(toy.model())
+        for _ in range(2):
+            with run.epoch() as epoch:
+                epoch.log(**SAID, **values)
+    assert "warnings" not in load_run(run.path).extensions
+    return kind.read()
+
+
+def test_no_name_costs_more_than_its_signs(kind):
+    """Whatever a metric or a hyperparameter is called, its values arrive, and are mixed up with no other's."""
+    cut = ["x" * 300 + "a", "x" * 300 + "b", "x" * 249 + "/c", "x" * 250]
+    names = ["", ".", "..", "...", "..a", "/", "//", "/a", "a/", "a//b", "a/./b", "a/../b", "a@b", "a#b", "a_b_2", *cut]
+    names += [
+        "*",
+        "**",
+        "acc*",
+        "acc*x",
+        "_step",
+        "_runtime",
+        "_timestamp",
+        "_wandb",
+        "x",
+        "\\0",
+        "a\\nb",
+        "größe",
+        "a:b",
+    ]
+    values = {name: 100.0 + index for index, name in enumerate(names)}
+    arrived = logged_twice(kind, values, {"training": {name: f"of {value}" for name, value in values.items()}})
+    found = sorted(items for items in arrived.metrics.values() if items[0][1] >= 100)
+    assert found == [[(1, value), (2, value)] for value in values.values()]
+    if "hyperparameters" in kind.holds:
+        told = [text for text in arrived.hyperparameters.values() if text.startswith("of ")]
+        assert sorted(told) == sorted(f"of {value}" for value in values.values())
+
+
 @pytest.mark.parametrize(
-    ("names", "message"), [(["a@b", "a#b"], "a@b, a#b are one name to MLflow"), (["a", "a" * 300], None)]
+    ("own", "given", "expected"),
+    [
+        ("TensorBoard", ["", "..", "acc*x", "a@b", "a#b"], ["", "..", "acc*x", "a@b", "a#b"]),
+        ("MLflow", ["", ".."], ["_", "_."]),
+        ("MLflow", ["a/./b", "val/loss", "recall@5", ".a.b"], ["a/_/b", "val/loss", "recall_5", "_a.b"]),
+        ("MLflow", ["a@b", "a#b", "a_b"], ["a_b", "a_b_2", "a_b_3"]),
+        ("MLflow", ["x" * 250, "x" * 251], ["x" * 250, "x" * 240 + "_2"]),
+        ("W&B", ["", "acc*x", "_", "a@b"], ["_", "acc_x", "__2", "a@b"]),
+        ("W&B", ["_step", "_steps", "x" * 300], ["__step", "_steps", "x" * 300]),
+    ],
 )
-def test_names_that_mlflow_would_mix_up_are_said(names, message):
-    """Two metrics aren't made one; a long name is cut."""
-    with entered(OwnMlflowRun) as kind, contextlib.ExitStack() as stack:
-        if message is not None:
-            stack.enter_context(pytest.warns(TrackmetricsWarning, match=message))
-        with Tracker("contract", sinks=[kind.sink], **GIVEN_ALL) as run, run.epoch() as epoch:
-            epoch.log(**SAID, **dict.fromkeys(names, 2))
-            run.watch(toy.model())
-        if message is None:
-            assert kind.read().metrics["a" * 250] == [(1, 2.0)]
+def test_names_as_a_tracker_takes_them(own, given, expected):
+    """One that it takes stays; of two that would be one the later one gets a number."""
+    with entered(KINDS[own]) as kind:
+        arrived = logged_twice(kind, {name: 100 + index for index, name in enumerate(given)})
+    assert {name: items for name, items in arrived.metrics.items() if name not in SAID} == {
+        name: [(1, 100 + index), (2, 100 + index)] for index, name in enumerate(expected)
+    }
 
 
 def test_an_mlflow_parameter_that_changes_becomes_a_tag():
