@@ -74,7 +74,7 @@ REPORT_FLOORS = [
     ["page"],
 ]
 SINKS_FLOORS = [
-    ["sink", "attention_images"],
+    ["sink", "attention_images", "copies"],
     ["tracker_sink"],
     ["tensorboard", "mlflow", "wandb", "attached"],
     ["choice"],

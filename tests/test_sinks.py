@@ -27,6 +27,7 @@ from trackmetrics.errors import ArgumentError, MissingExtraError, TrackmetricsWa
 from trackmetrics.record import EpochRecord, FinalInference, Metadata, RunRecord
 from trackmetrics.sinks import MLflow, TensorBoard, Wandb
 from trackmetrics.sinks.attention_images import attention_images
+from trackmetrics.sinks.copies import Copies
 from trackmetrics.sinks.tracker_sink import epoch_numbers
 
 INF = math.inf
@@ -308,8 +309,203 @@ def test_a_sink_that_fails_is_named_once_and_dropped(moment, calls):
     record = load_run(run.path)
     assert len(record.epochs) == 2
     assert record.extensions["status"]["state"] == "completed"
-    if moment in ("run_began", "epoch_ended"):
-        assert record.extensions["warnings"] == ours
+    assert record.extensions.get("warnings", []) == ours
+    assert run.record.extensions.get("warnings", []) == ours
+
+
+def test_a_failure_at_the_end_changes_nothing_else_in_the_file():
+    """It is saved once more, with the warning alone; what sinks got as an artifact was whole already."""
+    before = []
+
+    class AtTheEnd(Faulty):
+        def run_ended(self, record, path):
+            before.append(Path(path).read_bytes())
+            super().run_ended(record, path)
+
+    with pytest.warns(TrackmetricsWarning, match="the sink AtTheEnd failed"):
+        run = train([AtTheEnd("run_ended")], max_inline_mb=0)
+    saved, now = json.loads(before[0]), json.loads(Path(run.path).read_text(encoding="utf-8"))
+    assert len(now["extensions"].pop("warnings")) == 1
+    assert now == saved
+    assert np.array_equal(load_run(run.path).final_inference.attention_weights, ATTENTION)
+
+
+def test_a_failure_at_the_end_writes_no_file_of_its_own():
+    """Of a run without an epoch there is none; one with nothing left to train leaves the earlier one as it is."""
+    path = Path("output/contract_training_metrics.json")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(ZeroDivisionError), Tracker("contract", sinks=[Faulty("run_ended")]):
+            raise ZeroDivisionError
+        assert not path.exists()
+        before = Path(train([], epochs=1).path).read_bytes()
+        train([Faulty("run_ended")], epochs=0, resume=True)
+        assert path.read_bytes() == before
+        train([Faulty("run_ended")], epochs=1, extensions=False)
+        assert "extensions" not in json.loads(path.read_text(encoding="utf-8"))
+    ours = [str(item.message) for item in caught if item.category is TrackmetricsWarning]
+    assert [message[:22] for message in ours] == ["the sink Faulty failed"] * 3
+
+
+@pytest.mark.parametrize("moment", ["run_began", "epoch_ended", "run_ended"])
+@pytest.mark.parametrize("error", [SystemExit(3), GeneratorExit(), StopIteration(), BaseException("odd")])
+def test_whatever_a_sink_raises_costs_the_sink_alone(moment, error):
+    """`sys.exit()` in it ends no training."""
+
+    class Leaving(Faulty):
+        def _called(self, called):
+            if called == moment:
+                raise error
+
+    behind = Faulty(None)
+    with pytest.warns(TrackmetricsWarning, match="the sink Leaving failed with") as caught:
+        run = train([Leaving(None), behind], epochs=2)
+    assert len(caught) == 1
+    assert behind.calls == ["run_began", "epoch_ended", "epoch_ended", "run_ended"]
+    assert load_run(run.path).extensions["status"]["state"] == "completed"
+
+
+@pytest.mark.parametrize("moment", ["run_began", "epoch_ended", "run_ended"])
+def test_ctrl_c_while_a_sink_is_told_is_the_users(moment):
+    """It ends the training, as anywhere else in it."""
+
+    class Slow(Faulty):
+        def _called(self, called):
+            if called == moment:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train([Slow(None)], epochs=2)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals come so on POSIX")
+def test_what_a_signals_handler_of_the_users_raises_is_theirs():
+    """A handler that calls `sys.exit()`, as on a cluster, ends the training, wherever the signal comes."""
+
+    class Told(Faulty):
+        def epoch_ended(self, record, path):
+            signal.raise_signal(signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: sys.exit(5))
+    try:
+        with pytest.raises(SystemExit):
+            train([Told(None)])
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert load_run("output/contract_training_metrics.json").extensions["status"]["state"] == "interrupted"
+
+
+class Changing:
+    """A sink that changes all it is given, in place, and keeps what it was told."""
+
+    def __init__(self):
+        self.told = []
+
+    def run_began(self, record, path):
+        if record.extensions is not None:
+            self.told.append(json.dumps(record.extensions["gradient_norm"], default=str))
+        for epoch in record.epochs:
+            self.told.append(dict(epoch.metrics))
+        self.change(record)
+
+    epoch_ended = run_ended = run_began
+
+    def change(self, record):
+        for values in (record.metadata.hyperparameters.model, record.metadata.hyperparameters.training):
+            spoil(values)
+        for epoch in record.epochs:
+            spoil(epoch.metrics)
+        if record.extensions is not None:
+            spoil(record.extensions)
+        if record.final_inference is not None:
+            record.final_inference.attention_weights[:] = record.final_inference.log_probs[:] = 7
+
+
+def spoil(values):
+    """Change each item of dicts and lists, at every depth."""
+    for key, value in list(values.items() if isinstance(values, dict) else enumerate(values)):
+        if isinstance(value, (dict, list, tuple)):
+            spoil(value)
+        elif not isinstance(values, tuple):
+            values[key] = "spoilt"
+    if isinstance(values, dict):
+        values["more"] = "spoilt"
+    elif isinstance(values, list):
+        values.append("spoilt")
+
+
+def test_what_a_sink_changes_is_its_own_copy():
+    """The file, the run's record and other sinks are as without it: metrics, hyperparameters, extensions, arrays."""
+
+    class Looking(Changing):
+        def change(self, record):
+            if record.final_inference is not None:
+                self.told.append(record.final_inference.attention_weights.tolist())
+
+    nested = {"training": {"nested": {"list": [1, {"deep": 2}]}}, "model": {"sizes": [1, 2]}}
+    logged = {"table": {"rows": [[1, 2], [3, 4]]}, "f1": 0.5}
+
+    def run_with(sinks):
+        net = toy.model()
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        given = {"finalize": lambda model, example: FINAL, "hyperparameters": nested, "train": toy.loader()}
+        with Tracker("contract", sinks=sinks, dev=toy.loader(seed=1), **given) as run:
+            run.watch(net)
+            for number in range(3):
+                with run.epoch() as epoch:
+                    toy.train_epoch(net, optimizer, toy.loader())
+                    epoch.log(**logged, number=number)
+        return run, Path(run.path).read_text(encoding="utf-8")
+
+    looking = Looking()
+    (quiet, _), (run, text) = run_with([]), run_with([Changing(), looking, Changing()])
+    assert "spoilt" not in text
+    assert "spoilt" not in repr(run.record)
+    assert "spoilt" not in repr(looking.told)
+    assert looking.told[-1] == ATTENTION
+    assert load_run(run.path).final_inference == quiet.record.final_inference == run.record.final_inference
+    assert [epoch.metrics for epoch in run.record.epochs] == [epoch.metrics for epoch in quiet.record.epochs]
+    assert run.record.metadata.hyperparameters == quiet.record.metadata.hyperparameters
+
+
+def test_an_epoch_is_copied_once_for_each_sink():
+    """However many follow: what it costs to tell of one doesn't grow with those before it."""
+    copies, epochs, found = Copies(), (), []
+    for number in range(1, 4):
+        epochs = (*epochs, EpochRecord(number, metrics={"f1": 0.5}))
+        found.append(copies.of(RunRecord(Metadata("t", ""), epochs, extensions={"norms": {"epochs": epochs}})))
+    assert found[2].epochs == epochs == found[2].extensions["norms"]["epochs"]
+    assert found[0].epochs[0] is found[2].epochs[0] is not epochs[0]
+    again = copies.of(RunRecord(Metadata("t", ""), epochs[1:]))  # as none of the package's does
+    assert again.epochs == epochs[1:]
+
+
+class LeavingModes(Faulty):
+    """A sink that leaves torch in other modes than it was told in."""
+
+    def _called(self, moment):
+        torch.set_grad_enabled(False)
+        torch.set_default_dtype(torch.float64)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_sink_leaves_no_mode_behind(grad):
+    """Grad mode and default dtype are put back, to whatever they were."""
+
+    def modes():
+        return torch.is_grad_enabled(), torch.get_default_dtype()
+
+    found = []
+    with torch.enable_grad():
+        with Tracker("contract", sinks=[LeavingModes(None)], **GIVEN_ALL) as run:
+            run.watch(toy.model())
+            found.append(modes())
+            torch.set_grad_enabled(grad)
+            with run.epoch() as epoch:
+                epoch.log(**SAID)
+            found.append(modes())
+        found.append(modes())
+    assert found == [(True, torch.float32), *[(grad, torch.float32)] * 2]
 
 
 def test_two_sinks_that_fail_are_both_named():
@@ -418,6 +614,28 @@ def test_a_missing_library_is_said_before_training(monkeypatch, name, library):
     train([], epochs=1)  # the path is free again
 
 
+async def coroutine(record, path):
+    """Awaited by nobody."""
+
+
+def generator(record, path):
+    """Gone through by nobody."""
+    yield
+
+
+async def async_generator(record, path):
+    """Nor this one."""
+    yield
+
+
+def an_odd_sink(moment, odd):
+    methods = {name: staticmethod(print) for name in ("run_began", "epoch_ended", "run_ended")}
+    return type("Odd", (), {**methods, moment: staticmethod(odd), "__repr__": lambda self: "Odd()"})()
+
+
+KEPT = type("Kept", (Faulty,), {"__repr__": lambda self: "Kept()"})(None)
+
+
 @pytest.mark.parametrize(
     ("sinks", "message"),
     [
@@ -425,6 +643,16 @@ def test_a_missing_library_is_said_before_training(monkeypatch, name, library):
         (None, "sinks is None, of type NoneType; give a list of names and sinks, such as ['tensorboard']"),
         (["tensorbord"], "sinks holds 'tensorbord'; the names are 'tensorboard', 'mlflow', 'wandb'"),
         ([TensorBoard], "sinks holds the class TensorBoard; give an object of it, TensorBoard()"),
+        (["mlflow", "wandb", "mlflow"], "sinks holds 'mlflow' twice; give each sink once"),
+        ([KEPT, KEPT], "sinks holds Kept() twice; give each sink once"),
+        *(
+            (
+                [an_odd_sink(moment, odd)],
+                f"sinks holds Odd(), whose {moment} is a coroutine or a generator: calling it runs nothing; "
+                "give a plain method",
+            )
+            for moment, odd in [("run_began", coroutine), ("epoch_ended", generator), ("run_ended", async_generator)]
+        ),
         (
             [7],
             "sinks holds 7, which has no method run_began or epoch_ended or run_ended; a sink has run_began, "
@@ -530,19 +758,64 @@ def test_numbers_alone_are_metrics():
     assert repr(epoch_numbers(epoch)) == "{'train_loss': 0.5, 'dev_accuracy': 1.0, 'e': 1e+300, 'f': nan}"
 
 
+def logged_twice(kind, values, hyperparameters=None):
+    """A run of two epochs with these values in both; what arrived of it."""
+    with Tracker("contract", sinks=[kind.sink], hyperparameters=hyperparameters, **GIVEN_ALL) as run:
+        run.watch(toy.model())
+        for _ in range(2):
+            with run.epoch() as epoch:
+                epoch.log(**SAID, **values)
+    assert "warnings" not in load_run(run.path).extensions
+    return kind.read()
+
+
+def test_no_name_costs_more_than_its_signs(kind):
+    """Whatever a metric or a hyperparameter is called, its values arrive, and are mixed up with no other's."""
+    cut = ["x" * 300 + "a", "x" * 300 + "b", "x" * 249 + "/c", "x" * 250]
+    names = ["", ".", "..", "...", "..a", "/", "//", "/a", "a/", "a//b", "a/./b", "a/../b", "a@b", "a#b", "a_b_2", *cut]
+    names += [
+        "*",
+        "**",
+        "acc*",
+        "acc*x",
+        "_step",
+        "_runtime",
+        "_timestamp",
+        "_wandb",
+        "x",
+        "\\0",
+        "a\\nb",
+        "größe",
+        "a:b",
+    ]
+    values = {name: 100.0 + index for index, name in enumerate(names)}
+    arrived = logged_twice(kind, values, {"training": {name: f"of {value}" for name, value in values.items()}})
+    found = sorted(items for items in arrived.metrics.values() if items[0][1] >= 100)
+    assert found == [[(1, value), (2, value)] for value in values.values()]
+    if "hyperparameters" in kind.holds:
+        told = [text for text in arrived.hyperparameters.values() if text.startswith("of ")]
+        assert sorted(told) == sorted(f"of {value}" for value in values.values())
+
+
 @pytest.mark.parametrize(
-    ("names", "message"), [(["a@b", "a#b"], "a@b, a#b are one name to MLflow"), (["a", "a" * 300], None)]
+    ("own", "given", "expected"),
+    [
+        ("TensorBoard", ["", "..", "acc*x", "a@b", "a#b"], ["", "..", "acc*x", "a@b", "a#b"]),
+        ("MLflow", ["", ".."], ["_", "_."]),
+        ("MLflow", ["a/./b", "val/loss", "recall@5", ".a.b"], ["a/_/b", "val/loss", "recall_5", "_a.b"]),
+        ("MLflow", ["a@b", "a#b", "a_b"], ["a_b", "a_b_2", "a_b_3"]),
+        ("MLflow", ["x" * 250, "x" * 251], ["x" * 250, "x" * 240 + "_2"]),
+        ("W&B", ["", "acc*x", "_", "a@b"], ["_", "acc_x", "__2", "a@b"]),
+        ("W&B", ["_step", "_steps", "x" * 300], ["__step", "_steps", "x" * 300]),
+    ],
 )
-def test_names_that_mlflow_would_mix_up_are_said(names, message):
-    """Two metrics aren't made one; a long name is cut."""
-    with entered(OwnMlflowRun) as kind, contextlib.ExitStack() as stack:
-        if message is not None:
-            stack.enter_context(pytest.warns(TrackmetricsWarning, match=message))
-        with Tracker("contract", sinks=[kind.sink], **GIVEN_ALL) as run, run.epoch() as epoch:
-            epoch.log(**SAID, **dict.fromkeys(names, 2))
-            run.watch(toy.model())
-        if message is None:
-            assert kind.read().metrics["a" * 250] == [(1, 2.0)]
+def test_names_as_a_tracker_takes_them(own, given, expected):
+    """One that it takes stays; of two that would be one the later one gets a number."""
+    with entered(KINDS[own]) as kind:
+        arrived = logged_twice(kind, {name: 100 + index for index, name in enumerate(given)})
+    assert {name: items for name, items in arrived.metrics.items() if name not in SAID} == {
+        name: [(1, 100 + index), (2, 100 + index)] for index, name in enumerate(expected)
+    }
 
 
 def test_an_mlflow_parameter_that_changes_becomes_a_tag():

@@ -17,9 +17,9 @@ from .environment import describe_environment, describe_process
 from .errors import TrackmetricsError, shown
 from .instruments.events import listening
 from .instruments.gradient_norm import MEANING
-from .instruments.random_streams import restoring_streams
 from .instruments.said_values import SaidValues
 from .instruments.training import Training
+from .instruments.undisturbed import undisturbed
 from .live.pace import Loop
 from .live.progress import Progress
 from .meetings import RanksApartError
@@ -90,7 +90,7 @@ class Engine:
                     yield
             finally:
                 self._training.release()
-                self._tell_sinks(self._sinks.run_ended)
+                self._end_sinks()
 
     def _take_up(self) -> None:
         """Go on from an earlier run's record, where that was asked for."""
@@ -334,19 +334,22 @@ class Engine:
             with self._spared("extensions"):
                 extensions = self._extensions(status)
             self._record = replace(self._record, extensions=extensions)
+        saved = self._write(last=last)
+        self._saving_seconds += self.clock.monotonic() - began
+        return saved
+
+    def _write(self, *, last: bool = False) -> bool:
         try:
             if self._ranks.writes:
                 self.file.write(self._record, last=last)
-            saved = True
         except Exception as error:
-            saved = False
             self._notices.say(
                 "saving",
                 f"{self.file.path} could not be written ({error}); the last good file stays, training goes on, "
                 "and the next save tries again",
             )
-        self._saving_seconds += self.clock.monotonic() - began
-        return saved
+            return False
+        return True
 
     def _extensions(self, status: dict[str, Any]) -> dict[str, Any]:
         norms: dict[str, Any] = {"meaning": MEANING, **self._norms.described(len(self._record.epochs))}
@@ -364,7 +367,7 @@ class Engine:
             "gradient_norm": norms,
             "attention": self._assessment.attention,
             "seconds": dict(seconds),
-            "warnings": [*earlier.warnings, *self._notices.messages],
+            "warnings": self._warnings,
             "resumed": earlier.resumptions,
         }
         if self._earlier is not None:
@@ -372,17 +375,27 @@ class Engine:
             described["resumed"].append(self._earlier.resumption(self._timestamp, now))
         return {key: value for key, value in described.items() if value}
 
+    @property
+    def _warnings(self) -> list[str]:
+        return [*(self._earlier.warnings if self._earlier else ()), *self._notices.messages]
+
     # Sinks
 
+    def _end_sinks(self) -> None:
+        """Tell the sinks of the end. They are to have the file: where one fails there, it is saved once more."""
+        said = self._warnings
+        self._tell_sinks(self._sinks.run_ended)
+        if self._warnings != said and self._record.extensions is not None:
+            self._record = replace(self._record, extensions={**self._record.extensions, "warnings": self._warnings})
+            self._write()
+
     def _tell_sinks(self, tell: Callable[[RunRecord], None]) -> None:
-        """Let the sinks know of the record; what a library draws while it sends is put back."""
+        """Let the sinks know of the record; random streams and torch's modes are put back."""
         if not self._sinks or not self._ranks.writes:
             return
         began = self.clock.monotonic()
         try:
-            with contextlib.ExitStack() as stack:
-                for restore in restoring_streams(()):
-                    stack.callback(restore)
+            with undisturbed(None):
                 tell(self._record)
         except TrackmetricsError:  # before training
             raise

@@ -108,6 +108,8 @@ class Tracker:
             finally:
                 self._record = None if engine is None else engine.record
                 self._engine = None
+        if engine is not None:
+            self._record = engine.record  # with the warning of a sink that failed at the end
         return False
 
     @property

@@ -92,6 +92,20 @@ def test_global_streams_go_on_where_they_stood(ends):
     assert draws() == expected
 
 
+def test_torchs_modes_are_put_back():
+    """Grad mode and default dtype, whatever the body leaves; inside it no gradients are made."""
+    with undisturbed(None):
+        assert not torch.is_grad_enabled()
+        torch.set_default_dtype(torch.float64)
+        torch.set_grad_enabled(False)
+    assert torch.is_grad_enabled()
+    assert torch.get_default_dtype() is torch.float32
+    with torch.no_grad():
+        with undisturbed(None):
+            torch.set_grad_enabled(True)
+        assert not torch.is_grad_enabled()
+
+
 @pytest.mark.parametrize(
     ("kind", "home"),
     [

@@ -159,10 +159,16 @@ class OwnMlflowRun(Kind):
     @contextlib.contextmanager
     def entered(cls):
         with a_store() as mlflow:
-            mlflow.create_experiment("tried", str(Path("artifacts").absolute()))
-            kind = cls(MLflow(experiment="tried"))
-            kind.client = mlflow.MlflowClient()
-            yield kind
+            experiment = mlflow.create_experiment("tried", str(Path("artifacts").absolute()))
+            with cls.attached(mlflow, experiment) as sink:
+                kind = cls(sink)
+                kind.client = mlflow.MlflowClient()
+                yield kind
+
+    @classmethod
+    @contextlib.contextmanager
+    def attached(cls, mlflow, experiment):
+        yield MLflow(experiment="tried")
 
     def run(self):
         experiment = self.client.get_experiment_by_name("tried").experiment_id
@@ -193,14 +199,10 @@ class UsersMlflowRun(OwnMlflowRun):
 
     @classmethod
     @contextlib.contextmanager
-    def entered(cls):
-        with a_store() as mlflow:
-            experiment = mlflow.create_experiment("tried", str(Path("artifacts").absolute()))
-            kind = cls(MLflow())
-            kind.client = mlflow.MlflowClient()
-            with mlflow.start_run(experiment_id=experiment) as active:
-                yield kind
-                assert mlflow.active_run() is active
+    def attached(cls, mlflow, experiment):
+        with mlflow.start_run(experiment_id=experiment) as active:
+            yield MLflow()
+            assert mlflow.active_run() is active
 
 
 class NamedMlflowRun(OwnMlflowRun):
@@ -210,13 +212,9 @@ class NamedMlflowRun(OwnMlflowRun):
 
     @classmethod
     @contextlib.contextmanager
-    def entered(cls):
-        with a_store() as mlflow:
-            client = mlflow.MlflowClient()
-            experiment = client.create_experiment("tried", str(Path("artifacts").absolute()))
-            kind = cls(MLflow(client.create_run(experiment).info.run_id, client=client))
-            kind.client = client
-            yield kind
+    def attached(cls, mlflow, experiment):
+        client = mlflow.MlflowClient()
+        yield MLflow(client.create_run(experiment).info.run_id, client=client)
 
 
 # W&B

@@ -19,8 +19,8 @@ def undisturbed(model: torch.nn.Module | None, *used: Any) -> Iterator[None]:
 
     Put back are: each module's mode; each parameter and buffer (its value, its gradient, and which tensor it is);
     what modules keep as plain attributes (a hidden state, a counter), and the values in it; the global random
-    streams of Python, NumPy, torch and each initialised device; and the generators that the model and what is `used`
-    (loaders, datasets, functions) hold or name.
+    streams of Python, NumPy, torch and each initialised device; the generators that the model and what is `used`
+    (loaders, datasets, functions) hold or name; torch's grad mode and default dtype.
     """
     with contextlib.ExitStack() as stack:
         for restore in restoring_streams((model, *used)):
@@ -34,5 +34,6 @@ def undisturbed(model: torch.nn.Module | None, *used: Any) -> Iterator[None]:
                 model.eval()
         stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
         torch.set_autocast_cache_enabled(False)  # an autocast around the epoch keeps the weights of an earlier step
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         stack.enter_context(torch.no_grad())
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from .tensorboard import TensorBoard
 from .wandb import Wandb
 
 _NAMED: dict[str, Callable[[], Sink]] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": Wandb}
+_DEFERRED = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
 
 
 def chosen_sinks(given: Any) -> list[Sink]:
@@ -27,6 +29,9 @@ def chosen_sinks(given: Any) -> list[Sink]:
             f"sinks is {shown(given)}, of type {type(given).__name__}; give a list of names and sinks, "
             "such as ['tensorboard']"
         )
+    for index, item in enumerate(given):
+        if any(item is other or (isinstance(item, str) and item == other) for other in given[:index]):
+            raise ArgumentError(f"sinks holds {shown(item)} twice; give each sink once")
     return [_chosen(item) for item in given]
 
 
@@ -43,4 +48,10 @@ def _chosen(item: Any) -> Sink:
             f"sinks holds {shown(item)}, which has no method {' or '.join(missing)}; a sink has "
             f"{', '.join(METHODS[:-1])} and {METHODS[-1]}, each called with the record and the file's path"
         )
+    for name in METHODS:
+        if any(deferred(getattr(item, name)) for deferred in _DEFERRED):
+            raise ArgumentError(
+                f"sinks holds {shown(item)}, whose {name} is a coroutine or a generator: calling it runs nothing; "
+                "give a plain method"
+            )
     return cast(Sink, item)

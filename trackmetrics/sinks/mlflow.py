@@ -24,13 +24,11 @@ class MLflow(TrackerSink):
     both are MLflow's own.
     """
 
+    libraries, extra = ("mlflow", "PIL"), "mlflow"
+
     def __init__(self, run_id: str | None = None, *, client: Any = None, experiment: str | None = None) -> None:
         super().__init__()
         self._run_id, self._client, self._experiment = run_id, client, experiment
-
-    def _check(self) -> None:
-        for module in ("mlflow", "PIL"):
-            extras.load(module, extra="mlflow")
 
     def _opened(self, path: Path, timestamp: str, earlier: int) -> TrackerRun:
         mlflow = extras.load("mlflow", extra="mlflow")
@@ -39,48 +37,46 @@ class MLflow(TrackerSink):
         run_id = self._run_id or (active.info.run_id if active else None)
         if run_id is not None:
             return _Run(client, run_id, earlier + 1, own=False)
-        named = self._experiment and client.get_experiment_by_name(self._experiment)
         if self._experiment is None:
             experiment = mlflow.tracking.fluent._get_experiment_id()
+        elif named := client.get_experiment_by_name(self._experiment):
+            experiment = named.experiment_id
         else:
-            experiment = named.experiment_id if named else client.create_experiment(self._experiment)
+            experiment = client.create_experiment(self._experiment)
         return _Run(client, client.create_run(experiment, run_name=part_of(path)).info.run_id, 1, own=True)
 
 
-class _Run:
+class _Run(TrackerRun):
     def __init__(self, client: Any, run_id: str, first_epoch: int, *, own: bool) -> None:
-        self._client, self._id, self.first_epoch, self._own = client, run_id, first_epoch, own
+        super().__init__(client, first_epoch, own=own)
+        self._id = run_id
+
+    def accepted(self, name: str) -> str:
+        """With letters, digits and some signs alone; each part between `/` is there, and begins with no dot."""
+        return re.sub(r"[^\w./ -]|(?<![^/])[./]|/$|^$", "_", name[:_LONGEST_NAME])
 
     def log_epoch(self, number: int, metrics: Mapping[str, float]) -> None:
         metric, now = extras.load("mlflow.entities", extra="mlflow").Metric, int(time.time() * 1000)
-        items = [metric(name, value, now, number) for name, value in _named(metrics).items()]
-        self._client.log_batch(self._id, metrics=items)
+        items = [metric(name, value, now, number) for name, value in metrics.items()]
+        self.client.log_batch(self._id, metrics=items)
 
     def log_hyperparameters(self, values: Mapping[str, Any], *, last: bool) -> None:
-        there = self._client.get_run(self._id).data.params
-        for name, value in _named(values).items():
+        there = self.client.get_run(self._id).data.params
+        for name, value in values.items():
             text = str(value)[:_LONGEST_VALUE]
             counted = name == "training.num_epochs" and value == self.first_epoch - 1  # it may be those so far
             if name not in there and (last or not counted):
-                self._client.log_param(self._id, name, text)
+                self.client.log_param(self._id, name, text)
             elif there.get(name, text) != text:
-                self._client.set_tag(self._id, name, text)  # a parameter never changes
+                self.client.set_tag(self._id, name, text)  # a parameter never changes
 
     def log_end(self, number: int, results: Mapping[str, float], images: Images, files: list[Path]) -> None:
         self.log_epoch(number, results)
         for name, image in images.items():
-            self._client.log_image(self._id, image, artifact_file=f"{name}.png")
+            self.client.log_image(self._id, image, artifact_file=f"{name}.png")
         for file in files:
-            self._client.log_artifact(self._id, str(file))
+            self.client.log_artifact(self._id, str(file))
 
     def close(self, state: str) -> None:
-        if self._own:
-            self._client.set_terminated(self._id, _STATUS[state])
-
-
-def _named(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by names that MLflow takes: letters, digits, some signs. Raises `ValueError` where two become one."""
-    named = {re.sub(r"[^\w./ :-]|^/|/(?=/|$)", "_", name)[:_LONGEST_NAME]: value for name, value in values.items()}
-    if len(named) < len(values):
-        raise ValueError(f"two of {', '.join(values)} are one name to MLflow")
-    return named
+        if self.own:
+            self.client.set_terminated(self._id, _STATUS[state])

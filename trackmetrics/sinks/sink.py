@@ -13,10 +13,10 @@ METHODS = ("run_began", "epoch_ended", "run_ended")
 class Sink(Protocol):
     """Gets copies of a run's record while it goes on, never the run.
 
-    `record` is the run so far, at full precision; `path` is its metrics file, written before the sink is told. One sink
-    may be told of several runs, at the same time too: no two live ones have the same `path`. The calls come from the
-    thread that trains, between epochs, and nothing but the sink waits for them. A sink that raises is named in one
-    warning and not called again.
+    `record` is the run so far, at full precision, a copy that is this sink's own; `path` is its metrics file, written
+    before the sink is told. One sink may be told of several runs, at the same time too: no two live ones have the same
+    `path`. The calls come from the thread that trains, between epochs, and nothing but the sink waits for them. A sink
+    that raises, whatever it is but Ctrl+C, is named in one warning and not called again.
     """
 
     def run_began(self, record: RunRecord, path: str) -> None:

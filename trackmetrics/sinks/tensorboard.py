@@ -26,47 +26,41 @@ class TensorBoard(TrackerSink):
     trackmetrics.errors.ArgumentError: writer is 'runs'; give a torch.utils.tensorboard.SummaryWriter
     """
 
+    libraries, extra = ("tensorboard.plugins.hparams.summary_v2", "torch.utils.tensorboard", "PIL"), "tensorboard"
+
     def __init__(self, writer: Any = None) -> None:
         super().__init__()
         if writer is not None and not hasattr(writer, "add_scalar"):
             raise ArgumentError(f"writer is {shown(writer)}; give a torch.utils.tensorboard.SummaryWriter")
         self._writer = writer
 
-    def _check(self) -> None:
-        for module in ("tensorboard.plugins.hparams.summary_v2", "torch.utils.tensorboard", "PIL"):
-            extras.load(module, extra="tensorboard")
-
     def _opened(self, path: Path, timestamp: str, earlier: int) -> TrackerRun:
         if self._writer is not None:
             return _Events(self._writer, earlier + 1, own=False)
-        folder = (
-            path.parent / "tensorboard" / part_of(path) / timestamp.replace(":", "-")
-        )  # no sign of names everywhere
+        begun = timestamp.replace(":", "-")  # a sign that not every system has in names
+        folder = path.parent / "tensorboard" / part_of(path) / begun
         first = earlier + 1 if any(folder.glob("events.out.tfevents.*")) else 1
         writer = extras.load("torch.utils.tensorboard", extra="tensorboard").SummaryWriter
         return _Events(writer(str(folder), purge_step=first), first, own=True)  # those that resuming dropped
 
 
-class _Events:
-    def __init__(self, writer: Any, first_epoch: int, *, own: bool) -> None:
-        self._writer, self.first_epoch, self._own = writer, first_epoch, own
-
+class _Events(TrackerRun):
     def log_epoch(self, number: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
-            self._writer.add_scalar(name, value, number)
-        self._writer.flush()
+            self.client.add_scalar(name, value, number)
+        self.client.flush()
 
     def log_hyperparameters(self, values: Mapping[str, Any], *, last: bool) -> None:
         if last and values:  # of several the first counts
             plain = {name: value if isinstance(value, _TYPES) else str(value) for name, value in values.items()}
             hparams = extras.load("tensorboard.plugins.hparams.summary_v2", extra="tensorboard")
-            self._own |= self._writer.file_writer is None  # what its user has closed opens again, and is closed again
-            self._writer._get_file_writer().add_summary(hparams.hparams_pb(plain))
+            self.own |= self.client.file_writer is None  # what its user has closed opens again, and is closed again
+            self.client._get_file_writer().add_summary(hparams.hparams_pb(plain))
 
     def log_end(self, number: int, results: Mapping[str, float], images: Images, files: list[Path]) -> None:
         self.log_epoch(number, results)
         for name, image in images.items():
-            self._writer.add_image(name, image, number, dataformats="HWC")
+            self.client.add_image(name, image, number, dataformats="HWC")
 
     def close(self, state: str) -> None:
-        self._writer.close() if self._own else self._writer.flush()
+        self.client.close() if self.own else self.client.flush()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from itertools import chain, count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
+from .. import extras
 from ..metrics_file import SUFFIX
 from ..plain import is_number
 from ..record import METRIC_KEYS, EpochRecord, RunRecord
@@ -16,23 +18,50 @@ from ..sidecars import standing_beside
 from ..summary import hyperparameters
 from .attention_images import Images, attention_images
 
+_ROOM = 240  # characters of a name that gets a number, since trackers take 250
 
-class TrackerRun(Protocol):
-    """A run in a tracker, that a sink writes to; `first_epoch` is the first one that it is to have."""
 
-    first_epoch: int
+class TrackerRun(ABC):
+    """A run in a tracker, that a sink writes to.
 
+    `client` is what the tracker's library writes to it with; `first_epoch` is the first one that it is to have. A run
+    that is the sink's `own` is ended with the training, the user's stays open.
+    """
+
+    def __init__(self, client: Any, first_epoch: int, *, own: bool) -> None:
+        self.client, self.first_epoch, self.own = client, first_epoch, own
+        self._names: dict[str, str] = {}
+
+    def named(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Give values under names that the tracker takes; where two would be one, the later one gets a number."""
+        return {self._name(name): value for name, value in values.items()}
+
+    def _name(self, name: str) -> str:
+        if name not in self._names:
+            accepted, taken = self.accepted(name), set(self._names.values())
+            numbered = (f"{accepted[:_ROOM]}_{number}" for number in count(2))
+            self._names[name] = next(found for found in chain([accepted], numbered) if found not in taken)
+        return self._names[name]
+
+    def accepted(self, name: str) -> str:
+        """Give the name, changed where the tracker refuses it or takes it for something else."""
+        return name
+
+    @abstractmethod
     def log_epoch(self, number: int, metrics: Mapping[str, float]) -> None:
         """Take an epoch's metrics."""
 
+    @abstractmethod
     def log_hyperparameters(self, values: Mapping[str, Any], *, last: bool) -> None:
         """Take the hyperparameters as they are known; they may change until they are told for the `last` time."""
 
+    @abstractmethod
     def log_end(self, number: int, results: Mapping[str, float], images: Images, files: list[Path]) -> None:
         """Take what there is as of the last epoch: final results, images, the metrics file and the arrays beside it."""
 
+    @abstractmethod
     def close(self, state: str) -> None:
-        """End what the sink opened itself, `completed`, `interrupted` or `failed`; leave what is the user's open."""
+        """End what is the sink's own, `completed`, `interrupted` or `failed`; leave what is the user's open."""
 
 
 class TrackerSink(ABC):
@@ -42,28 +71,28 @@ class TrackerSink(ABC):
     that is no number isn't sent.
     """
 
+    libraries: ClassVar[tuple[str, ...]]  # that have to be there
+    extra: ClassVar[str]  # of the package, which installs them
+
     def __init__(self) -> None:
         self._earlier: dict[str, int] = {}  # by the metrics file's path, the epochs that were there before the run
         self._open: dict[str, TrackerRun] = {}
-
-    @abstractmethod
-    def _check(self) -> None:
-        """Raise `MissingExtraError` where the tracker's library isn't installed."""
 
     @abstractmethod
     def _opened(self, path: Path, timestamp: str, earlier: int) -> TrackerRun:
         """Open a run in the tracker, or take the user's; `earlier` epochs were there before this run began."""
 
     def run_began(self, record: RunRecord, path: str) -> None:
-        """Check that the library is there."""
-        self._check()
+        """Check that the libraries are there. Raises `MissingExtraError`."""
+        for library in self.libraries:
+            extras.load(library, extra=self.extra)
         self._earlier[path] = len(record.epochs)
 
     def epoch_ended(self, record: RunRecord, path: str) -> None:
         """Send the epochs that weren't sent yet, and the hyperparameters."""
         with self._closing_at_a_fault(path):
-            self._send_epochs(record, path)
-            self._open[path].log_hyperparameters(_known(hyperparameters(record)), last=False)
+            run = self._send_epochs(record, path)
+            run.log_hyperparameters(run.named(_known(hyperparameters(record))), last=False)
 
     def run_ended(self, record: RunRecord, path: str) -> None:
         """Send what is left, and close what the sink opened."""
@@ -82,12 +111,12 @@ class TrackerSink(ABC):
             run = self._open[path] = self._opened(Path(path), record.metadata.timestamp, self._earlier[path])
         for epoch in record.epochs:
             if epoch.epoch >= run.first_epoch:
-                run.log_epoch(epoch.epoch, epoch_numbers(epoch))
+                run.log_epoch(epoch.epoch, run.named(epoch_numbers(epoch)))
                 run.first_epoch = epoch.epoch + 1
         return run
 
     def _conclude(self, record: RunRecord, path: Path, run: TrackerRun) -> None:
-        run.log_hyperparameters(_known(hyperparameters(record)), last=True)
+        run.log_hyperparameters(run.named(_known(hyperparameters(record))), last=True)
         results = _known(vars(record.final_results)) if record.final_results else {}
         run.log_end(
             record.epochs[-1].epoch,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,22 +22,15 @@ class Wandb(TrackerSink):
 
     A run of the user's gets the new epochs and stays open; a new one gets all, earlier epochs included, and ends as the
     training does. `init` are arguments of `wandb.init` for new runs: `Wandb(project="counting")`.
-
-    >>> Wandb(run="counting")
-    Traceback (most recent call last):
-    ...
-    trackmetrics.errors.ArgumentError: run is 'counting'; give what wandb.init returned
     """
+
+    libraries, extra = ("wandb", "PIL"), "wandb"
 
     def __init__(self, run: Any = None, **init: Any) -> None:
         super().__init__()
         if run is not None and not hasattr(run, "define_metric"):
             raise ArgumentError(f"run is {shown(run)}; give what wandb.init returned")
         self._run, self._init = run, init
-
-    def _check(self) -> None:
-        for module in ("wandb", "PIL"):
-            extras.load(module, extra="wandb")
 
     def _opened(self, path: Path, timestamp: str, earlier: int) -> TrackerRun:
         wandb = extras.load("wandb", extra="wandb")
@@ -52,28 +46,29 @@ class Wandb(TrackerSink):
         return _Run(run, earlier + 1 if run.resumed else 1, own=True)
 
 
-class _Run:
-    def __init__(self, run: Any, first_epoch: int, *, own: bool) -> None:
-        self._run, self.first_epoch, self._own = run, first_epoch, own
+class _Run(TrackerRun):
+    def accepted(self, name: str) -> str:
+        """Without `*`, which stands for several metrics; what W&B has of its own gets one more `_`."""
+        return re.sub(r"\*|^$|^(?=_(?:step|runtime|timestamp|wandb)$)", "_", name)
 
     def log_epoch(self, number: int, metrics: Mapping[str, float]) -> None:
         for name in metrics:
-            self._run.define_metric(name, step_metric="epoch")
-        self._run.log({"epoch": number, **metrics})
+            self.client.define_metric(name, step_metric="epoch")
+        self.client.log({"epoch": number, **metrics})
 
     def log_hyperparameters(self, values: Mapping[str, Any], *, last: bool) -> None:
-        self._run.config.update(values, allow_val_change=True)
+        self.client.config.update(values, allow_val_change=True)
 
     def log_end(self, number: int, results: Mapping[str, float], images: Images, files: list[Path]) -> None:
         wandb = extras.load("wandb", extra="wandb")
         if images:
-            self._run.log({"epoch": number, **{name: wandb.Image(image) for name, image in images.items()}})
-        self._run.summary.update(results)
-        artifact = wandb.Artifact(f"metrics-{self._run.id}", "metrics")
+            self.client.log({"epoch": number, **{name: wandb.Image(image) for name, image in images.items()}})
+        self.client.summary.update(results)
+        artifact = wandb.Artifact(f"metrics-{self.client.id}", "metrics")
         for file in files:
             artifact.add_file(str(file))
-        self._run.log_artifact(artifact)
+        self.client.log_artifact(artifact)
 
     def close(self, state: str) -> None:
-        if self._own:
-            self._run.finish(exit_code=_EXIT_CODES[state])
+        if self.own:
+            self.client.finish(exit_code=_EXIT_CODES[state])
