@@ -139,6 +139,15 @@ def test_what_cannot_be_put_together_is_said_by_all():
     assert run.meet("0/2/training") == [[0, 1]] * 2
 
 
+def test_figures_of_another_meeting_are_not_put_together():
+    """A rank that gave this one up may have brought those of the next one already."""
+    run = Run(2)
+    run.store.set("figures/1", '["0/2/training", 1]')
+    run.store.add("0/1/training/came", 1)
+    with pytest.raises(RanksApartError, match="a rank didn't wait"):
+        run.ranks[0].meet("0/1/training", 0, list)
+
+
 def test_what_the_first_tells_the_others_hear():
     """Now or later; it isn't waited for without end."""
     run = Run(3, limit=0.5)
