@@ -118,14 +118,17 @@ def resumed(when, after):
     return tracker, weights
 
 
-def first_alone():
-    """Rank 0 has a run of the same task by itself before."""
+def first_alone(then):
+    """Rank 0 has a run of the same task by itself before; to the next one both come at once, or it comes later."""
     make_group()
     if RANK == 0:
         with run() as tracker:
             train(tracker, 1, replicated=False)
+    if then == "later":
+        dist.barrier()
+        time.sleep(1 - RANK)
     with run() as tracker:
-        weights = train(tracker, 2)
+        weights = train(tracker, 2, replicated=then != "later")
     return tracker, weights
 
 
