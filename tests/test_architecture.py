@@ -25,7 +25,7 @@ FLOORS = [
     ["display"],
     ["options", "validation"],
     ["instruments"],
-    ["joint_evaluation", "users_metrics"],
+    ["joint_evaluation", "users_inference", "users_metrics"],
     ["assessment"],
     ["engine"],
     ["run"],
