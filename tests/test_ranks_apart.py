@@ -96,14 +96,11 @@ def test_a_run_that_rank_0_had_alone_costs_its_own_numbers(tmp_path, together):
     assert found["said"] == [f"{COSTS}only 1 of 2 ranks track this training; decorate it on each"]
 
 
-def test_a_run_that_rank_0_had_alone_is_not_come_to_later(tmp_path, together):
+def test_a_run_that_rank_0_had_alone_is_not_come_to_later(tmp_path):
     """Another rank that is the first to end an epoch of the next run waits for rank 0 to begin it."""
     found, other = run(tmp_path, "first_alone", "later")
     assert found["epochs"] == other["epochs"]
-    assert found["epochs"][0][:2] == pytest.approx(
-        together["epochs"][0][:2], rel=0.2
-    )  # replicas that go their own ways
-    assert found["epochs"][1][0] is not None
+    assert None not in [loss for loss, *_ in found["epochs"]]
 
 
 def test_a_rank_that_leaves_before_its_first_epoch_is_not_waited_for(tmp_path):

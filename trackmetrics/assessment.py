@@ -13,10 +13,8 @@ from dataclasses import replace
 from types import FrameType
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
-from .array_types import single_or_double
 from .errors import ArgumentError
 from .instruments import evaluation, final_inference, hyperparameters
 from .instruments.discovery import DEV_ROLES, Found, Scope, find_data, find_model, model_in, smallest_owner, unwrapped
@@ -33,6 +31,7 @@ from .notices import Notices
 from .options import Options
 from .ranks import Ranks
 from .record import METRIC_KEYS, FinalInference, FinalResults
+from .users_inference import inference_of
 from .users_metrics import UsersMetrics
 
 _EPOCH_ARGUMENTS = ("num_epochs", "epochs", "n_epochs", "max_epochs", "num_train_epochs")
@@ -495,7 +494,7 @@ class Assessment:
         model = without_replication(self._model)  # which this rank can run alone
         with undisturbed(model, found.data, finalize), heard_by(None):
             result = finalize(model, raw)
-        return _as_inference(result)
+        return inference_of(result)
 
     # Hyperparameters
 
@@ -598,37 +597,3 @@ def _summary(norm: NormSummary) -> dict[str, Any]:
         "skipped_steps": norm.skipped_steps,
         "non_finite_steps": norm.non_finite_steps,
     }
-
-
-def _as_inference(result: Any) -> FinalInference:
-    """What a user's `finalize` returned, checked."""
-    if isinstance(result, FinalInference):
-        result = {name: getattr(result, name) for name in FinalInference.__dataclass_fields__}
-    keys = list(FinalInference.__dataclass_fields__)
-    if not isinstance(result, Mapping) or set(result) != set(keys):
-        shown = sorted(map(str, result)) if isinstance(result, Mapping) else type(result).__name__
-        raise ArgumentError(f"finalize returned {shown}; return a FinalInference, or a dict of {', '.join(keys)}")
-    if not isinstance(result["example_input"], str):
-        raise ArgumentError(f"finalize's example_input is a {type(result['example_input']).__name__}; give a string")
-    log_probs = None if result["log_probs"] is None else _array(result["log_probs"], "log_probs", 2)
-    return FinalInference(
-        result["example_input"], log_probs, _array(result["attention_weights"], "attention_weights", 3)
-    )
-
-
-def _array(value: Any, name: str, dimensions: int) -> Any:
-    """What a user's `finalize` gave for a matrix: an array, a tensor, or nested lists of numbers or tensors."""
-    if isinstance(value, (list, tuple)) and value and all(isinstance(item, torch.Tensor) for item in value):
-        value = torch.stack([item.detach() for item in value])
-    if isinstance(value, torch.Tensor):
-        narrow = value.is_floating_point() and value.element_size() < 4  # NumPy has no bfloat16, nor 8 bits
-        value = (value.float() if narrow else value).numpy(force=True)
-    array = np.asarray(value)
-    if array.size == 0:
-        return np.zeros((0,) * dimensions, np.float32)
-    if array.ndim != dimensions or array.dtype.kind not in "fiub":
-        raise ArgumentError(
-            f"finalize's {name} is an array of shape {array.shape} and type {array.dtype}; "
-            f"give {dimensions} dimensions of numbers"
-        )
-    return single_or_double(array)
