@@ -2,10 +2,12 @@
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from importlib.resources import files
 from importlib.util import resolve_name
+from pathlib import Path
 
 import pytest
 
@@ -234,3 +236,24 @@ def test_public_names_are_documented():
         trackmetrics.FinalInference,
     ):
         assert ">>>" in value.__doc__, value
+
+
+def drawn(text):
+    """The floors of each picture of a page, from the ground up, by the folder that the line above the picture names."""
+    pictures = {}
+    for folder, picture in re.findall(r"(?:^`(\w+)/`[^\n]*\n\n)?^```text\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        floors = []
+        for line in picture.splitlines():
+            names = line[: None if folder else 50].replace("/", "").split()  # the house's have a column of words
+            if line.startswith(" "):
+                floors[-1] += names
+            else:
+                floors.append(names)
+        pictures[folder] = floors[::-1]
+    return pictures
+
+
+def test_the_picture_has_the_floors():
+    """docs/explanation/architecture.md draws each floor with all its modules, and no other."""
+    page = Path(__file__).parents[1] / "docs" / "explanation" / "architecture.md"
+    assert drawn(page.read_text(encoding="utf-8")) == {"": FLOORS, **INNER_FLOORS}
