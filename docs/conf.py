@@ -32,7 +32,7 @@ python_display_short_literal_types = True
 python_maximum_signature_line_length = 88
 nitpick_ignore_regex = [
     ("py:obj", ".*"),  # what a docstring has between backticks is code; only some of it has a place of its own
-    ("py:class", r"(torch|np|npt|os|collections)\..*|Figure"),  # others' types: the site knows no other site
+    ("py:class", r"(torch|np|npt|os|collections|datetime|pathlib)\..*|Figure"),  # the site knows no other site
     ("py:class", r"(.*\.)?(_Function|_Item|OptionValues|Counted)"),  # only the type checker's
 ]
 
