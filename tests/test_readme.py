@@ -7,23 +7,29 @@ import sys
 from pathlib import Path
 
 import pytest
+from pages import blocks, links
 
 README = Path(__file__).parents[1] / "README.md"
 
 
-def blocks(language):
+def of_language(language):
     """The README's fenced blocks in one language."""
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    return [block.code for block in blocks(README.read_text(encoding="utf-8")) if block.language == language]
+
+
+def test_no_block_goes_unnoticed():
+    """The blocks are those that the tests below look at."""
+    assert [block.language for block in blocks(README.read_text(encoding="utf-8"))] == ["python", "json", "sh", "sh"]
 
 
 def test_the_example_gives_the_output_shown(tmp_path):
     """Run in a process of its own, the example writes the epochs and results that the README prints."""
-    (code,) = blocks("python")
+    (code,) = of_language("python")
     assert len(code.strip().splitlines()) <= 20
     (tmp_path / "example.py").write_text(code)
     subprocess.run([sys.executable, "example.py"], cwd=tmp_path, check=True, capture_output=True)
     data = json.loads((tmp_path / "output" / "majority_training_metrics.json").read_text())
-    (shown,) = blocks("json")
+    (shown,) = of_language("json")
     for line in re.findall(r'\{"epoch".*?\}', shown):
         expected = json.loads(line)
         found = data["epochs"][expected.pop("epoch") - 1]
@@ -36,11 +42,11 @@ def test_the_example_gives_the_output_shown(tmp_path):
 
 def test_two_commands_do_all_the_set_up():
     """The README's shell blocks are the two commands that continuous integration runs, and no more."""
-    commands = [line for block in blocks("sh") for line in block.strip().splitlines()]
+    commands = [line for block in of_language("sh") for line in block.strip().splitlines()]
     assert commands == ["pip install . && trackmetrics demo", "pip install '.[test]' && pytest"]
 
 
 def test_every_link_leads_somewhere():
     """No link to a file that isn't there."""
-    for target in re.findall(r"\]\((?!http)([^)#]+)", README.read_text(encoding="utf-8")):
+    for target in links(README.read_text(encoding="utf-8")):
         assert (README.parent / target).exists(), target

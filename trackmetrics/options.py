@@ -51,8 +51,9 @@ class Options:
             a format over the call's arguments (`"fold{fold}"`), or a function that is called with them.
         output_dir: the folder of the file, made if missing. For a decorated function also a function that is called
             with the call's arguments.
-        train, dev: the training and dev set, or the name of the decorated function's parameter that holds it; by
-            default they are found by their names.
+        train: the training set, or the name of the decorated function's parameter that holds it; found by its name by
+            default.
+        dev: the dev set, likewise.
         example: the example of the final inference, where the dev set doesn't give a first one.
         evaluate: `evaluate(model, data) -> accuracy` in place of the evaluation pass.
         evaluate_every: dev accuracy each so many epochs; null between.
