@@ -26,10 +26,10 @@ FLOORS = [
     ["options", "validation"],
     ["instruments"],
     ["joint_evaluation", "users_inference", "users_metrics"],
-    ["assessment"],
+    ["assessment", "surroundings"],
     ["engine"],
     ["run"],
-    ["decorator", "integrations"],
+    ["decorator", "integrations", "testing"],
     ["demo"],
     ["cli"],
 ]
@@ -205,6 +205,7 @@ def test_the_roots_names_are_pinned():
         ("from trackmetrics import tracked_training, tracker, Tracker, TrackmetricsError", {"torch", "numpy"}),
         ("import trackmetrics; trackmetrics.tracked_training('t')(lambda train: None)", {"torch", "numpy"}),
         ("from trackmetrics import load_run", {"torch"}),
+        ("import trackmetrics.testing", {"torch"}),
     ],
 )
 def test_importing_is_light(statement, unloaded):

@@ -79,7 +79,7 @@ class Tracker:
         if self._arguments is None:
             options.check_without_function()
         with contextlib.ExitStack() as stack:
-            if not _disabled():
+            if not disabled():
                 from .engine import Engine  # this is where torch is imported
 
                 engine = Engine(options, self._arguments or {})
@@ -397,7 +397,8 @@ tracker: Tracker = cast(Tracker, _CurrentRun())
 """The run in progress in this thread or task; using it outside a run raises `RunStateError`."""
 
 
-def _disabled() -> bool:
+def disabled() -> bool:
+    """Whether the environment says that nothing is tracked."""
     return os.environ.get("TRACKMETRICS_DISABLED", "").lower() not in ("", "0", "false")
 
 
