@@ -26,6 +26,8 @@ FLOORS = [
     ["options", "validation"],
     ["instruments"],
     ["joint_evaluation", "users_inference", "users_metrics"],
+    ["subject"],
+    ["accuracies", "example_inference"],
     ["assessment", "surroundings"],
     ["engine"],
     ["run"],

@@ -16,7 +16,7 @@ import pytest
 import torch
 import toy
 
-import trackmetrics.assessment
+import trackmetrics.subject
 from trackmetrics import Tracker, TrackmetricsWarning, load_run, tracked_training, tracker
 from trackmetrics.errors import ArgumentError, RunStateError
 from trackmetrics.instruments.gradient_norm import GradientNorm
@@ -344,8 +344,8 @@ def test_an_epoch_left_by_an_exception_has_no_record():
         (GradientNorm, "take", {"gradient_norm"}),
         (TrainingMetrics, "criterion_called", {"train_loss", "train_accuracy", "dev_accuracy"}),
         (TrainingMetrics, "backward_ended", {"train_loss", "train_accuracy", "dev_accuracy"}),
-        (trackmetrics.assessment.Assessment, "_look_for_model", {"dev_accuracy"}),
-        (trackmetrics.assessment.Assessment, "_look_for_data", set()),
+        (trackmetrics.subject.Subject, "_look_for_model", {"dev_accuracy"}),
+        (trackmetrics.subject.Subject, "_look_for_data", set()),
     ],
 )
 def test_an_instrument_that_fails_costs_its_own_number(monkeypatch, instrument, method, lost):

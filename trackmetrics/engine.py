@@ -29,6 +29,7 @@ from .ranks import Ranks
 from .record import EpochRecord, Hyperparameters, Metadata, RunRecord
 from .resumption import Earlier, hear, read_and_tell
 from .sinks.attached import AttachedSinks
+from .subject import Subject
 from .surroundings import surroundings
 from .termination import told_of_termination
 
@@ -53,7 +54,10 @@ class Engine:
         self._ranks = ranks = Ranks(options.task)
         self._notices = Notices(lambda: ranks.writes)  # knows no engine: a run that is let go of is gone at once
         self._training = Training(functools.partial(_instrument_failed, self._notices))
-        self._assessment = Assessment(options, self._training, self._notices, ranks, arguments, self._clock.monotonic)
+        self._subject = Subject(options, self._training, self._notices, arguments)
+        self._assessment = Assessment(
+            options, self._training, self._subject, ranks, self._notices, self._clock.monotonic
+        )
         self._progress = Progress(options.progress, self._clock.monotonic)
         self._sinks = AttachedSinks(options.make_sinks(), str(self.file.path), self._notices)
         self._steps_before = 0  # those of earlier epochs
@@ -131,12 +135,12 @@ class Engine:
     @property
     def watch(self) -> Callable[[Any], None]:
         """Say which model is trained."""
-        return self._assessment.watch
+        return self._subject.watch
 
     @property
     def learn(self) -> Callable[[Mapping[str, Any], Any], None]:
         """Know what a trainer knows of its training."""
-        return self._assessment.learn
+        return self._subject.learn
 
     # Epochs
 
@@ -145,14 +149,14 @@ class Engine:
 
         `metrics` are the user's for this epoch alone.
         """
-        with self._spared("seed"):
-            self._assessment.epoch_begins()
-        with self._spared("the other ranks"):
+        with self._notices.sparing("seed"):
+            self._subject.epoch_begins()
+        with self._notices.sparing("the other ranks"):
             self._ranks.next_stage()
-        with self._spared("metrics="):
+        with self._notices.sparing("metrics="):
             self._assessment.users_metrics.epoch_begins(metrics or {})
         if self._progress.live:
-            with self._spared("progress"):
+            with self._notices.sparing("progress"):
                 self._show_epoch(steps)
         self._training.active = True
 
@@ -174,16 +178,16 @@ class Engine:
         number = len(self._record.epochs) + 1
         own, metrics, summary = self._assessment.assess(number, values, frame)
         self._add(EpochRecord(number, **own, elapsed_seconds=self._elapsed(), metrics=metrics), summary)
-        with self._spared("saving"):
+        with self._notices.sparing("saving"):
             self._save({"state": "running"})
         self._tell_sinks(self._sinks.epoch_ended)
-        with self._spared("progress"):
+        with self._notices.sparing("progress"):
             self._progress.epoch_done(self._record.epochs[-1], self._steps_of_epoch)
 
     def epoch_lost(self, number: int, error: Exception) -> None:
         """A fault of ours cost the epoch of this number: its record is an empty one, unless it stands already."""
-        self.say_fault("the epoch's record", error)
-        with self._spared("the epoch's observation"):
+        self._notices.say_fault("the epoch's record", error)
+        with self._notices.sparing("the epoch's observation"):
             self.epoch_abandoned(type(error).__name__)
         if len(self._record.epochs) < number:
             self._add(EpochRecord(number, elapsed_seconds=self._elapsed()), {})
@@ -205,7 +209,7 @@ class Engine:
             self._draw()
 
     def _draw(self) -> None:
-        with self._spared("progress"):
+        with self._notices.sparing("progress"):
             self._progress.draw(self._steps_of_epoch, self._training.figures)
 
     def loop_begins(self, total: int | None) -> Loop:
@@ -222,12 +226,12 @@ class Engine:
 
     def _show_epoch(self, steps: int | None) -> None:
         self._steps_before = self._training.completed_steps
-        planned = self._assessment.planned_epochs() if steps is None else None
+        planned = self._subject.planned_epochs() if steps is None else None
         self._progress.epoch_begins(len(self._record.epochs) + 1, planned, steps)
         self._training.due, self._training.on_due = self._progress.due, self._draw
 
     def _show_stage(self, stage: str) -> None:
-        with self._spared("progress"):
+        with self._notices.sparing("progress"):
             if self._progress.live:
                 self._progress.stage(self._steps_of_epoch, stage)
 
@@ -278,7 +282,7 @@ class Engine:
             if not self._completed:
                 self.failed(error)  # Ctrl+C while the final results are worked out or saved
             raise
-        with self._spared("progress"):
+        with self._notices.sparing("progress"):
             self._progress.run_done(self._record, self.file.path)
 
     def _conclude(self, returned: Any) -> None:
@@ -290,12 +294,12 @@ class Engine:
             results, inference = self._assessment.conclude(returned, seconds)
             self._record = replace(self._record, final_results=results, final_inference=inference)
         except Exception as error:
-            self.say_fault("final_results and final_inference", error)
+            self._notices.say_fault("final_results and final_inference", error)
         self._ranks.end()
-        with self._spared("the run before"):
-            if len(epochs) == 1 and self._assessment.trained_before(str(self.file.path)):
+        with self._notices.sparing("the run before"):
+            if len(epochs) == 1 and self._subject.trained_before(str(self.file.path)):
                 self._notices.say("runs", f"this run of one epoch trained the model of the run before it; {_PER_EPOCH}")
-        with self._spared("saving"):
+        with self._notices.sparing("saving"):
             inference = self._record.final_inference
             if not self._save({"state": "completed"}) and inference is not None:  # the largest may be what is too much
                 self._record = replace(self._record, final_inference=None)
@@ -309,14 +313,14 @@ class Engine:
         """Bring the record up to date and write it; a disk that refuses costs this save, not the training."""
         began = self._clock.monotonic()
         metadata = replace(self._record.metadata, device=None, hyperparameters=Hyperparameters())
-        with self._spared("metadata.device and metadata.hyperparameters"):
-            model, training = self._assessment.hyperparameters(len(self._record.epochs))
+        with self._notices.sparing("metadata.device and metadata.hyperparameters"):
+            model, training = self._subject.hyperparameters(len(self._record.epochs))
             hyperparameters = Hyperparameters(model, training)
-            metadata = replace(metadata, device=self._assessment.device, hyperparameters=hyperparameters)
+            metadata = replace(metadata, device=self._subject.device, hyperparameters=hyperparameters)
         self._record = replace(self._record, metadata=metadata)
         if self._options.extensions:
             extensions: dict[str, Any] = {"status": status}
-            with self._spared("extensions"):
+            with self._notices.sparing("extensions"):
                 extensions = self._extensions(status)
             self._record = replace(self._record, extensions=extensions)
         saved = self._write(last=last)
@@ -348,7 +352,7 @@ class Engine:
         described: dict[str, Any] = {
             **earlier.foreign,
             "status": {**status, **describe_process()},
-            "environment": describe_environment(self._assessment.device_name),
+            "environment": describe_environment(self._subject.device_name),
             "gradient_norm": norms,
             "attention": self._assessment.attention,
             "seconds": dict(seconds),
@@ -385,7 +389,7 @@ class Engine:
         except TrackmetricsError:  # before training
             raise
         except Exception as error:
-            self.say_fault("the sinks' copy", error)
+            self._notices.say_fault("the sinks' copy", error)
         self._sinks_seconds += self._clock.monotonic() - began
 
     # What goes wrong
@@ -393,17 +397,9 @@ class Engine:
     def _elapsed(self) -> float:
         return self._clock.monotonic() - self._started
 
-    @contextlib.contextmanager
-    def _spared(self, what: str) -> Iterator[None]:
-        """A fault of ours in this block costs `what`, never the training."""
-        try:
-            yield
-        except Exception as error:
-            self.say_fault(what, error)
-
     def say_fault(self, what: str, error: Exception) -> None:
         """A fault of ours cost `what`."""
-        self._notices.say(what, f"{what} could not be had: {error!r}")
+        self._notices.say_fault(what, error)
 
 
 def _instrument_failed(notices: Notices, name: str, error: Exception) -> None:

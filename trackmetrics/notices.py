@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from .errors import TrackmetricsWarning
 from .standard_error import takes_a_line
@@ -42,6 +42,22 @@ class Notices:
             if not self._warns() or (sys.stderr is not None and not takes_a_line(sys.stderr)):
                 return
             warnings.warn(TrackmetricsWarning(message), stacklevel=_users_level())
+
+    def say_null(self, what: str, why: str) -> None:
+        """Warn that it, "loss is" or "loss and accuracy are", is null: once for each reason, whatever else it costs."""
+        self.say(f"reason: {why}", f"{what} null: {why}")
+
+    def say_fault(self, what: str, error: Exception) -> None:
+        """Warn that a fault of ours cost it."""
+        self.say(what, f"{what} could not be had: {error!r}")
+
+    @contextlib.contextmanager
+    def sparing(self, what: str) -> Iterator[None]:
+        """A fault of ours in this block costs `what`, never the training."""
+        try:
+            yield
+        except Exception as error:
+            self.say_fault(what, error)
 
 
 def _users_level() -> int:

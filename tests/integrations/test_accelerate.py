@@ -13,7 +13,7 @@ from oracle import one_thread  # noqa: F401
 from trainers import CLIP, Kept, Net, by_accelerate, by_loop, loaders, optimizer_of, share_right
 
 from trackmetrics import Tracker, TrackmetricsWarning, load_run, tracked_training, tracker
-from trackmetrics.assessment import Assessment
+from trackmetrics.accuracies import Accuracies
 from trackmetrics.errors import ArgumentError, OutputError, RunStateError
 from trackmetrics.record import METRIC_KEYS
 
@@ -123,8 +123,8 @@ def evaluate(model, loader, batches=None):
 def test_the_loops_evaluation_is_the_epochs_own(monkeypatch, batches, passes):
     """With accelerate's loader, which asks for a batch before it gives the one before; a part of the set is none."""
     made = []
-    own_pass = Assessment._dev_accuracy
-    monkeypatch.setattr(Assessment, "_dev_accuracy", lambda *args: made.append("") or own_pass(*args))
+    own_pass = Accuracies.of_dev
+    monkeypatch.setattr(Accuracies, "of_dev", lambda *args: made.append("") or own_pass(*args))
     kept, expected = Kept(), []
     accelerator = accelerate.Accelerator(cpu=True, log_with=MetricsFileTracker("toy", sinks=[kept]))
     accelerator.init_trackers("toy")

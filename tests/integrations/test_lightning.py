@@ -23,7 +23,7 @@ from trainers import (
 )
 
 from trackmetrics import Tracker, TrackmetricsWarning, load_run, tracked_training, tracker
-from trackmetrics.assessment import Assessment
+from trackmetrics.accuracies import Accuracies
 from trackmetrics.errors import ArgumentError, OutputError, RunStateError
 from trackmetrics.instruments.model_state import _things
 from trackmetrics.record import METRIC_KEYS
@@ -84,8 +84,8 @@ def test_what_was_logged_in_an_earlier_epoch_is_not_said_again():
 def test_the_validation_is_the_epochs_own(monkeypatch):
     """A validation over the whole dev set is its evaluation: the run makes no pass of its own before the end."""
     passes = []
-    own_pass = Assessment._dev_accuracy
-    monkeypatch.setattr(Assessment, "_dev_accuracy", lambda self: passes.append("") or own_pass(self))
+    own_pass = Accuracies.of_dev
+    monkeypatch.setattr(Accuracies, "of_dev", lambda self: passes.append("") or own_pass(self))
     kept, net, rights = Kept(), Net(), []
 
     class Watch(library.Callback):

@@ -18,7 +18,7 @@ from oracle import one_thread  # noqa: F401
 from trainers import CLIP, Kept, Net, Sequences, by_trainer, loaders, optimizer_of, sets, share_right, trainer_of
 
 from trackmetrics import Tracker, TrackmetricsWarning, load_run, tracked_training, tracker
-from trackmetrics.assessment import Assessment
+from trackmetrics.accuracies import Accuracies
 from trackmetrics.errors import ArgumentError, RunStateError
 from trackmetrics.record import METRIC_KEYS
 
@@ -98,8 +98,8 @@ def test_an_epochs_accuracy_is_that_of_its_weights(settings):
 def passes(monkeypatch):
     """The evaluations that the run makes of the dev set."""
     made = []
-    own_pass = Assessment._dev_accuracy
-    monkeypatch.setattr(Assessment, "_dev_accuracy", lambda *args: made.append("") or own_pass(*args))
+    own_pass = Accuracies.of_dev
+    monkeypatch.setattr(Accuracies, "of_dev", lambda *args: made.append("") or own_pass(*args))
     return made
 
 
