@@ -191,14 +191,14 @@ def test_runs_come_in_the_order_of_their_beginning(runs):
 
 
 def test_a_run_goes_on_from_one_in_memory(runs):
-    """resume= reads what the last run of this path wrote, and a file on the disk no more than that it writes one."""
+    """What is read by resume= is what the last run of this very path wrote."""
+    train(2, lambda: runs.clock.advance(10))
     with Tracker("demo", **QUIET, output_dir="elsewhere") as other:
         in_epochs(7, run=other)
-    train(2, lambda: runs.clock.advance(10))
     with Tracker("demo", **QUIET, resume=True) as run:
         in_epochs(1, lambda: runs.clock.advance(5), run)
     assert [epoch.elapsed_seconds for epoch in runs[2].record.epochs] == [10, 20, 25]
-    assert len(runs[1].record.epochs) == 2
+    assert len(runs[0].record.epochs) == 2
     with Tracker("demo", **QUIET, resume=1) as run:
         in_epochs(1, run=run)
     assert len(runs[3].record.epochs) == 2

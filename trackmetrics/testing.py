@@ -184,8 +184,7 @@ class _MemoryFile(MetricsFile):
         return self
 
     def release(self) -> None:
-        if self._runs._live.get(self.path) is self._run:
-            del self._runs._live[self.path]
+        self._runs._live.pop(self.path, None)
 
     def exists(self) -> bool:
         return self._last_text() is not None
