@@ -1,10 +1,12 @@
 """The house as docs/explanation/architecture.md draws it: imports point down, and importing is light."""
 
 import ast
+import re
 import subprocess
 import sys
 from importlib.resources import files
 from importlib.util import resolve_name
+from pathlib import Path
 
 import pytest
 
@@ -229,3 +231,24 @@ def without_example(names):
 def test_public_names_have_an_example():
     """Each of them shows how it is used; tests/test_docstrings.py runs what it shows."""
     assert without_example(NAMES) == ["__version__"]
+
+
+def drawn(text):
+    """The floors of each picture of a page, from the ground up, by the folder that the line above the picture names."""
+    pictures = {}
+    for folder, picture in re.findall(r"(?:^`(\w+)/`[^\n]*\n\n)?^```text\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        floors = []
+        for line in picture.splitlines():
+            names = line[: None if folder else 50].replace("/", "").split()  # the house's have a column of words
+            if line.startswith(" "):
+                floors[-1] += names
+            else:
+                floors.append(names)
+        pictures[folder] = floors[::-1]
+    return pictures
+
+
+def test_the_picture_has_the_floors():
+    """docs/explanation/architecture.md draws each floor with all its modules, and no other."""
+    page = Path(__file__).parents[1] / "docs" / "explanation" / "architecture.md"
+    assert drawn(page.read_text(encoding="utf-8")) == {"": FLOORS, **INNER_FLOORS}

@@ -127,6 +127,15 @@ def test_one_that_leaves_is_not_waited_for(scope):
         assert run.meet("1/1/training") == [[0, 1]] * 2
 
 
+def test_one_that_was_late_and_then_left_is_waited_for_in_the_next():
+    """It won't come to the meeting that it missed, and nobody needs it to."""
+    run = Run(2, limit=0.2)
+    with pytest.raises(RanksApartError, match="only 1 of 2 ranks came"):
+        run.ranks[0].meet("0/1/training", 0, list)
+    run.ranks[1].leave("0/1/", "has left")
+    assert run.meet("0/2/training") == [[0, 1]] * 2
+
+
 def test_what_cannot_be_put_together_is_said_by_all():
     """The fault is ours or the user's; nobody waits for the limit."""
 

@@ -254,6 +254,7 @@ def test_a_group_that_is_gone_before_the_run_ends(tmp_path, expected):
     """The ranks know each other without it."""
     found = train(tmp_path, 2, "--parallel", "replicated", "--happens", "destroys")
     np.testing.assert_allclose(found[0]["record"]["final"], expected["final"], rtol=1e-6)
+    assert found[0]["record"]["world_size"] == 2
     assert found[0]["said"] == []
     assert found[1]["said"] == []
 

@@ -111,6 +111,14 @@ def test_a_rank_that_leaves_before_its_first_epoch_is_not_waited_for(tmp_path):
     assert found["weights"] == other["weights"]
 
 
+def test_an_epoch_that_a_rank_leaves_before_the_first_begins_the_run(tmp_path):
+    """That is said as soon as there is a run; the next epoch is theirs together."""
+    found, _ = run(tmp_path, "leaves_first")
+    assert found["epochs"][0] == NOTHING
+    assert found["epochs"][1][0] is not None
+    assert found["said"][0] == f"{COSTS}rank 1 left the epoch: LookupError"
+
+
 def test_a_loop_cut_by_steps_that_one_rank_leaves_first(tmp_path):
     """Its rest on the other has no numbers, nobody waits, and the next loop is theirs together."""
     found, other = run(tmp_path, "uneven")
@@ -123,8 +131,11 @@ def test_a_loop_cut_by_steps_that_one_rank_leaves_first(tmp_path):
 
 @pytest.mark.parametrize("parts", ["one set", "parts"])
 def test_running_statistics_are_those_of_rank_0(tmp_path, parts):
-    """The model that is judged is one, the first rank's; each has its own statistics again afterwards."""
+    """The model that is judged is one, the first rank's; each trains on with its own, bit for bit as untracked."""
     found, other = run(tmp_path, "statistics", parts)
+    (tmp_path / "untracked").mkdir()
+    for tracked, untracked in zip((found, other), run(tmp_path / "untracked", "statistics", "untracked"), strict=True):
+        assert tracked["weights"][1] == untracked["weights"][1]
     right, states = found["weights"]
     assert [epoch[2] for epoch in found["epochs"]] == pytest.approx(right, rel=1e-6)
     wrong, others = other["weights"]
@@ -135,7 +146,7 @@ def test_running_statistics_are_those_of_rank_0(tmp_path, parts):
 
 @pytest.mark.parametrize(
     ("kind", "has"),
-    [("parts", False), ("together", True), ("first", True)],
+    [("parts", False), ("sampled", False), ("together", True), ("first", True), ("shuffled", True)],
 )
 def test_a_function_of_the_users_over_parts(tmp_path, kind, has):
     """It counts where it gives one value on all ranks, or runs on rank 0 alone, which alone has the set."""

@@ -347,8 +347,17 @@ def test_a_failure_at_the_end_writes_no_file_of_its_own():
     assert [message[:22] for message in ours] == ["the sink Faulty failed"] * 3
 
 
+class UnprintableError(Exception):
+    """One whose text can't be had."""
+
+    def __repr__(self):
+        raise RuntimeError("no text")
+
+
 @pytest.mark.parametrize("moment", ["run_began", "epoch_ended", "run_ended"])
-@pytest.mark.parametrize("error", [SystemExit(3), GeneratorExit(), StopIteration(), BaseException("odd")])
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), GeneratorExit(), StopIteration(), BaseException("odd"), UnprintableError()]
+)
 def test_whatever_a_sink_raises_costs_the_sink_alone(moment, error):
     """`sys.exit()` in it ends no training."""
 
@@ -795,6 +804,16 @@ def test_no_name_costs_more_than_its_signs(kind):
     if "hyperparameters" in kind.holds:
         told = [text for text in arrived.hyperparameters.values() if text.startswith("of ")]
         assert sorted(told) == sorted(f"of {value}" for value in values.values())
+
+
+def test_a_users_metric_with_the_name_of_a_final_result(kind):
+    """Both arrive: the later one, the result, with a number."""
+    if "results" not in kind.holds:
+        pytest.skip("it takes no results")
+    logged_twice(kind, {"final_results/dev_accuracy": 19.0}, {})
+    results = kind.read().results
+    assert results["dev_accuracy"] == kind.number(19.0)
+    assert results["dev_accuracy_2"] != kind.number(19.0)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 
 from .assessment import Assessment
 from .environment import describe_environment, describe_process
-from .errors import TrackmetricsError, shown
+from .errors import TrackmetricsError, fault, shown
 from .instruments.events import listening
 from .instruments.gradient_norm import MEANING
 from .instruments.said_values import SaidValues
@@ -97,7 +97,7 @@ class Engine:
 
     def _hear_of_earlier(self) -> None:
         """Go on from what rank 0 has read, if there is a group by now: the file may stand on its machine alone."""
-        if not self._hears_of_earlier or self._ranks.size == 1:
+        if self._ranks.size == 1 or not self._hears_of_earlier:  # the first rank begins the run where there is a group
             return
         self._hears_of_earlier = False
         try:
@@ -352,7 +352,7 @@ class Engine:
         described: dict[str, Any] = {
             **earlier.foreign,
             "status": {**status, **describe_process()},
-            "environment": describe_environment(self._subject.device_name),
+            "environment": describe_environment(self._subject.device_name, self._ranks.size),
             "gradient_norm": norms,
             "attention": self._assessment.attention,
             "seconds": dict(seconds),
@@ -403,7 +403,7 @@ class Engine:
 
 
 def _instrument_failed(notices: Notices, name: str, error: Exception) -> None:
-    notices.say(name, f"{name} could not be had from here on: the instrument failed with {error!r}")
+    notices.say(name, f"{name} could not be had from here on: the instrument failed with {fault(error)}")
 
 
 def _ended_by(error: BaseException) -> dict[str, Any]:

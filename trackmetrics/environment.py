@@ -9,15 +9,13 @@ import socket
 from importlib import metadata
 from typing import Any
 
-from .ranks import world_size
 
-
-def describe_environment(device_name: str | None) -> dict[str, Any]:
-    """Versions of what computes, the platform, the device's name, the number of data-parallel processes."""
+def describe_environment(device_name: str | None, world_size: int) -> dict[str, Any]:
+    """Versions of what computes, the platform, the device's name, the number of processes that train together."""
     return {
         **_versions(),
         "device_name": device_name or platform.processor() or platform.machine(),
-        "world_size": world_size(),
+        "world_size": world_size,
     }
 
 

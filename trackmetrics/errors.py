@@ -74,8 +74,8 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def shown(value: object) -> str:
-    """Give a value as a message shows it: its `repr` on one line, 60 characters at most; never raises.
+def shown(value: object, longest: int = 60) -> str:
+    """Give a value as a message shows it: its `repr` on one line, `longest` characters at most; never raises.
 
     >>> shown("letter_counting")
     "'letter_counting'"
@@ -84,4 +84,9 @@ def shown(value: object) -> str:
         text = repr(value).replace("\n", " ")
     except Exception:  # a repr of the user's own, or nesting deeper than the stack
         text = f"a {type(value).__name__}"
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def fault(error: BaseException) -> str:
+    """Give an error as a warning shows it: its `repr`, some lines of text at most; never raises."""
+    return shown(error, 500)

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from .errors import fault
+
 _PAUSE_SECONDS = (0.0005, 0.05)  # between two looks, the first one and the longest
 ENTRY_SECONDS = 30.0  # that a rank waits for the others to come to the run at all
 
@@ -45,7 +47,7 @@ class Meetings:
         self._rank, self._size = rank, size
         self._limit = limit
         self._complete = False  # whether all have been in the run
-        self._missed: tuple[str, str] | None = None  # the last meeting that wasn't one, and why
+        self._missed: tuple[str, str] | None = None  # the last meeting that one was late for, and why
         self._over: list[str] = []  # entries of the store that nobody needs once the next meeting has been one
 
     @staticmethod
@@ -87,7 +89,7 @@ class Meetings:
             found = {"why": error.why, "late": error.late}
         if self._rank == 0 or "why" in found:  # the first who says how it ended says so for all
             found = json.loads(self._store.compare_set(outcome, "", json.dumps(found)))
-        return self._ended(found, came, outcome)
+        return self._ended(found, name, [came, outcome])
 
     def _combined(self, name: str, came: str, combine: Callable[[Sequence[Any]], Any]) -> dict[str, Any]:
         self._wait_for(name, came, lambda: self._number(came) >= self._size)
@@ -99,7 +101,7 @@ class Meetings:
         try:
             return {"result": combine([figures for _, figures in brought])}
         except Exception as error:
-            raise RanksApartError(f"what the ranks brought can't be put together ({error!r})") from None
+            raise RanksApartError(f"what the ranks brought can't be put together ({fault(error)})") from None
 
     def _awaited(self, name: str, came: str, outcome: str) -> dict[str, Any]:
         self._wait_for(name, came, lambda: bool(self._store.check([outcome])))
@@ -112,30 +114,29 @@ class Meetings:
 
         wait(over, lambda waited: self._check(name, missing, waited))
 
-    def _ended(self, found: Mapping[str, Any], came: str, outcome: str) -> Any:
+    def _ended(self, found: Mapping[str, Any], name: str, entries: list[str]) -> Any:
         if "why" in found:
-            self._over += [came, outcome]
+            self._over += entries
             if found["late"]:
-                self._missed = came, found["why"]
+                self._missed = name, found["why"]
             raise RanksApartError(found["why"], late=found["late"])
         if self._rank == 0:  # all have come to this meeting, so all have left the ones before
             for key in self._over:
                 self._store.delete_key(key)
-        self._over, self._missed = [came, outcome], None
+        self._over, self._missed = entries, None
         return found["result"]
 
     def _check_for_the_missing(self) -> None:
         if self._missed is not None:
-            came, why = self._missed
-            if self._number(came) < self._size:
+            name, why = self._missed
+            if self._number(f"{name}/came") < self._size and self._said_of(name) is None:
                 raise RanksApartError(why, late=True)
 
     def _check(self, name: str, missing: Callable[[], str], waited: float) -> None:
         """Raise `RanksApartError` where a rank has left, or the time is over."""
-        parts = name.split("/")
-        for scope in ("".join(f"{part}/" for part in parts[:depth]) for depth in range(len(parts))):
-            if self._store.check([f"{scope}left"]):
-                raise RanksApartError(self._store.get(f"{scope}left").decode())
+        said = self._said_of(name)
+        if said is not None:
+            raise RanksApartError(said)
         here = self._size if self._complete else self._number("here")
         self._complete = here >= self._size
         if not self._complete and waited > min(ENTRY_SECONDS, self._limit):
@@ -143,6 +144,14 @@ class Meetings:
             raise RanksApartError(why, late=True)
         if waited > self._limit:
             raise RanksApartError(f"{missing()} within {self._limit:.0f} seconds", late=True)
+
+    def _said_of(self, name: str) -> str | None:
+        """What a rank has said that left the run, the loop or the epoch of a meeting."""
+        parts = name.split("/")
+        for scope in ("".join(f"{part}/" for part in parts[:depth]) for depth in range(len(parts))):
+            if self._store.check([f"{scope}left"]):
+                return str(self._store.get(f"{scope}left").decode())
+        return None
 
     def _number(self, key: str) -> int:
         return int(self._store.add(key, 0))

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 
-from .errors import TrackmetricsWarning
+from .errors import TrackmetricsWarning, fault
 from .standard_error import takes_a_line
 
 # A fault in one of the package's own `with` blocks comes by way of contextlib.
@@ -49,7 +49,7 @@ class Notices:
 
     def say_fault(self, what: str, error: Exception) -> None:
         """Warn that a fault of ours cost it."""
-        self.say(what, f"{what} could not be had: {error!r}")
+        self.say(what, f"{what} could not be had: {fault(error)}")
 
     @contextlib.contextmanager
     def sparing(self, what: str) -> Iterator[None]:

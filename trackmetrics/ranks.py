@@ -61,6 +61,7 @@ class Ranks:
         self._told: dict[str, Callable[[], Any]] = {}
         self._number = 0  # of the run in which this rank has said that it is here
         self._waited = False  # for a run to come to
+        self._left: list[tuple[str, str]] = []  # what it has left, and why, before there was a run
         self._fault: str | None = None
 
     @property
@@ -111,10 +112,15 @@ class Ranks:
 
     def _leave(self, scope: str, why: str) -> None:
         with contextlib.suppress(Exception):
-            if self._meetings is None and self._store is not None and self._begun():
-                self._enter(self._begun())
             if self._meetings is not None:
                 self._meetings.leave(scope, why)
+            else:
+                self._left.append((scope, why))
+                self._enter_if_begun()
+
+    def _enter_if_begun(self) -> None:
+        if self._store is not None and self._begun():
+            self._enter(self._begun())
 
     # The run
 
@@ -132,6 +138,8 @@ class Ranks:
                     self._begin()
             if self._store is not None:
                 self._say_here(self._begun())
+                if self._left:
+                    self._enter_if_begun()
         except Exception as error:  # MPI's group has no store
             self._fault = f"the process group's store can't be used ({error!r})"
 
@@ -154,17 +162,19 @@ class Ranks:
     def _enter(self, number: int) -> Meetings:
         self._say_here(number)
         _runs[self._name] = number
-        self._meetings = Meetings(self._of_run(number), self._rank, self._size, self._limit)
-        return self._meetings
+        self._meetings = meetings = Meetings(self._of_run(number), self._rank, self._size, self._limit)
+        for scope, why in self._left:
+            meetings.leave(scope, why)
+        return meetings
 
     def _of_run(self, number: int) -> Any:
         return sys.modules["torch.distributed"].PrefixStore(str(number), self._store)
 
-    def _in_run(self) -> Meetings:
+    def _in_run(self, seconds: float = ENTRY_SECONDS) -> Meetings:
         """Come to the run; wait for rank 0 to begin it, once."""
         if self._meetings is not None:
             return self._meetings
-        limit = 0 if self._waited else min(ENTRY_SECONDS, self._limit)
+        limit = 0 if self._waited else min(seconds, self._limit)
         self._waited = True
 
         def check(waited: float) -> None:
@@ -194,7 +204,7 @@ class Ranks:
 
     def hear(self, about: str) -> Any:
         """Give what rank 0 tells. Raises `RanksApartError` where it doesn't."""
-        return self._safely(lambda: self._in_run().hear(about))
+        return self._safely(lambda: self._in_run(self._limit).hear(about))  # the first rank may prepare data before
 
     def _safely(self, act: Callable[[], _Result]) -> _Result:
         """A store that fails isn't asked again."""

@@ -1,4 +1,4 @@
-"""Take the pictures of the docs anew, from the demo's real run: the live table in a terminal, and the report's page.
+"""Take the pictures of the docs anew, of real runs: the demo's live table in a terminal and its report, the tutorial's.
 
 pip install '.[report]' pyte playwright   # and a Chromium
 python docs/images/take.py
@@ -80,19 +80,29 @@ def drawn(screen):
     return text
 
 
-def report(folder):
-    """Draw the first part of the demo's page."""
-    files = [str(file) for file in Path(folder).glob("*.json")]
+def tutorial(folder):
+    """Run the tutorial's Python, and draw the first part of its report."""
+    text = (HERE.parent / "tutorial.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL))
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
+    report(Path(folder) / "output", "tutorial.png", height=1120)
+
+
+def report(folder, picture, height):
+    """Draw the first part of the page of a folder's runs."""
+    files = [str(file) for file in sorted(Path(folder).glob("*.json"))]
     page = Path(folder) / "report.html"
     subprocess.run([sys.executable, "-m", "trackmetrics.cli", "report", *files, "-o", str(page)], check=True)
     with chromium() as browser:
-        view = browser.new_page(viewport={"width": 1160, "height": 1480}, color_scheme="light")
+        view = browser.new_page(viewport={"width": 1160, "height": height}, color_scheme="light")
         view.goto(page.as_uri())
         view.wait_for_timeout(5000)  # the curves are drawn after the rest
-        view.screenshot(path=str(HERE / "report.png"))
+        view.screenshot(path=str(HERE / picture))
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         live_table(folder)
-        report(folder)
+        report(folder, "report.png", height=1480)
+    with tempfile.TemporaryDirectory() as folder:
+        tutorial(folder)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributed.algorithms.join import Join
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDataset
 
 from trackmetrics import Tracker
 from trackmetrics.errors import TrackmetricsError
@@ -114,6 +114,7 @@ def resumed(when, after):
         make_group()
     with run(resume={"yes": True, "no": False}[after] if after in ("yes", "no") else int(after)) as tracker:
         make_group()
+        assert len(tracker.record.epochs) == {"yes": 2, "no": 0}.get(after, 1)  # before the ranks make a model together
         weights = train(tracker, 2 if after == "no" else 4)
     return tracker, weights
 
@@ -149,6 +150,21 @@ def leaves():
     return tracker, weights
 
 
+def leaves_first():
+    """Rank 1 leaves its first epoch before rank 0 has begun the run; the second epoch both train."""
+    make_group()
+    time.sleep(1.5 * (1 - RANK))
+    with run() as tracker:
+        model, optimizer = untrained(replicated=False)
+        for epoch in (1, 2):
+            with contextlib.suppress(LookupError), tracker.epoch():
+                if (RANK, epoch) == (1, 1):
+                    raise LookupError("no more")
+                for batch in loader():
+                    step(model, optimizer, batch)
+    return tracker, None
+
+
 def uneven():
     """Rank 1 has fewer steps in a loop that is cut by steps; after it they train together again."""
     make_group()
@@ -164,32 +180,43 @@ def uneven():
 
 
 class Normalises(nn.Module):
-    """A model with running statistics, which replicas have each their own of."""
+    """A model with running statistics, which replicas have each their own of, and other buffers that differ."""
 
     def __init__(self):
         super().__init__()
         self.norm = nn.BatchNorm1d(4, momentum=0.9)
         self.out = nn.Linear(4, 2)
+        self.register_buffer("expanded", torch.tensor(float(RANK)).expand(3))
+        self.register_buffer("unused", nn.UninitializedBuffer())
+        with torch.inference_mode():
+            self.register_buffer("inferred", torch.full((2,), float(RANK)))
 
     def forward(self, points):
-        return self.out(self.norm(points))
+        return self.out(self.norm(points)) + self.expanded[0] * 0 + self.inferred.clone() * 0
 
 
 def statistics(parts):
     """Ranks evaluate a model with batch norms; `found` is what rank 0's own model has right of the whole set."""
     make_group()
     torch.manual_seed(0)
-    model = DistributedDataParallel(Normalises())
+    plain = Normalises()
+    plain.norm.running_mean.share_memory_()
+    plain.norm.running_var.share_memory_()
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(plain, ["expanded", "unused", "inferred"])
+    model = DistributedDataParallel(plain)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     dev_set, found, states = examples(101), [], []
     own = Subset(dev_set, range(RANK, 101, 2)) if parts == "parts" else dev_set
-    with Tracker("apart", train=loader(), dev=DataLoader(own, batch_size=7)) as tracker:
+    tracked = contextlib.nullcontext()
+    if parts != "untracked":
+        tracked = Tracker("apart", train=loader(), dev=DataLoader(own, batch_size=7))
+    with tracked as tracker:
         for _ in range(4):
-            with tracker.epoch():
+            with tracker.epoch() if tracker else contextlib.nullcontext():
                 model.train()
                 for batch in loader():
                     step(model, optimizer, batch)
-            states.append([buffer.tolist() for buffer in model.buffers()])
+            states.append([value.tolist() for value in (*plain.parameters(), *plain.norm.buffers(), plain.expanded)])
             points, targets = dev_set.tensors
             with torch.no_grad():
                 right = model.module.eval()(points).argmax(1) == targets
@@ -198,7 +225,7 @@ def statistics(parts):
 
 
 def evaluates(kind):
-    """A function of the user's evaluates: each rank's part, all parts together, or a set that rank 0 has alone."""
+    """A function of the user's evaluates: each rank's part, all parts together, one set, one that rank 0 has alone."""
     make_group()
 
     def accuracy(model, data):
@@ -211,6 +238,11 @@ def evaluates(kind):
         return (counts[0] / counts[1]).item()
 
     dev = DataLoader(Subset(examples(31), range(RANK, 31, 2)), batch_size=2)
+    if kind == "sampled":
+        dev = DataLoader(examples(23), batch_size=2, sampler=DistributedSampler(examples(23)))
+    if kind == "shuffled":  # each rank in an order of its own
+        order = torch.Generator().manual_seed(RANK)
+        dev = DataLoader(examples(31), batch_size=2, shuffle=True, generator=order)
     if kind == "first":
         dev = DataLoader(examples(31), batch_size=2) if RANK == 0 else None
     options = {"train": loader(), "dev": dev, "evaluate": accuracy, "final_train_accuracy": False}
@@ -228,9 +260,10 @@ def main():
         warnings.simplefilter("always")
         try:
             tracker, found["weights"] = globals()[sys.argv[1]](*sys.argv[2:])
-            record = tracker.record
-            found["epochs"] = [[getattr(epoch, key) for key in METRIC_KEYS] for epoch in record.epochs]
-            found["final"] = record.final_results and record.final_results.dev_accuracy
+            if tracker is not None:
+                record = tracker.record
+                found["epochs"] = [[getattr(epoch, key) for key in METRIC_KEYS] for epoch in record.epochs]
+                found["final"] = record.final_results and record.final_results.dev_accuracy
         except TrackmetricsError as error:
             found["error"] = f"{type(error).__name__}: {error}"
     found["said"] = [str(item.message) for item in caught if item.category.__name__ == "TrackmetricsWarning"]

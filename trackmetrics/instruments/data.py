@@ -252,6 +252,17 @@ def _indices(loader: DataLoader[Any]) -> Sequence[Any] | None:
     return _picked(sampler, dataset, in_batches)
 
 
+def drawn(loader: Any) -> list[Any] | None:
+    """Which examples a loader gives in this process, sorted, as often as it does; None where it doesn't say."""
+    sampler = getattr(loader, "batch_sampler", None) or getattr(loader, "sampler", None)
+    if sampler is None or isinstance(loader.dataset, IterableDataset):
+        return None
+    in_batches = sampler is loader.batch_sampler
+    asked = copy.deepcopy(sampler, {id(loader.dataset): loader.dataset})
+    items = itertools.islice(iter(asked), len(asked))
+    return sorted(itertools.chain.from_iterable(items) if in_batches else items)
+
+
 def _picked(sampler: Any, dataset: Any, in_batches: bool) -> Sequence[Any]:
     """The examples that a sampler of the user's own picks, sorted, each once, none dropped for a last batch.
 

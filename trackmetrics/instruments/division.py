@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import math
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .data import ExamplesSource, LoaderSource, Source, UnreadableError, open_source, take_apart, tensors_in
+from .data import ExamplesSource, LoaderSource, Source, UnreadableError, drawn, open_source, take_apart, tensors_in
 from .discovery import unwrapped
 from .figures import add
 from .fully_sharded import is_fully_sharded, sharded
@@ -70,10 +71,16 @@ def offer_of_set(data: Any) -> dict[str, Any]:
 
 
 def offer_of_any(data: Any) -> dict[str, Any]:
-    """What a rank says of a set that a function of the user's reads: a mark, the same for all that can't be read."""
-    if data is None:
-        return {"mark": _NO_SET, "length": None}
-    return {"mark": offer_of_set(data).get("mark", ""), "length": None}
+    """What a rank says of a set that a function of the user's reads: a mark, the same for all that can't be read.
+
+    The function sees what the loader gives on this rank, which a sampler may have made a part of the set.
+    """
+    mark = _NO_SET
+    if data is not None:
+        mark = offer_of_set(data).get("mark", "")
+        with contextlib.suppress(Exception), undisturbed(None, data):
+            mark += hashlib.sha256(repr(drawn(data)).encode()).hexdigest()
+    return {"mark": mark, "length": None}
 
 
 def _length(source: Source) -> int | None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ..errors import fault
+
 
 def instrument_failed(error: Exception) -> str:
     """Say that a value is lost by a fault of ours."""
-    return f"its instrument failed with {error!r}"
+    return f"its instrument failed with {fault(error)}"
 
 
 class Guard:

@@ -12,18 +12,17 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from .packing import LARGEST, packed, unpacked
-from .undisturbed import undisturbed
 
 
 def marks_of_buffers(model: torch.nn.Module | None) -> list[str]:
-    """Tell each buffer from another one, in the model's order; one whose values can't be had has an empty mark."""
+    """Tell each buffer from another one, in the model's order; one whose values can't be had has no mark, and stays."""
     return [] if model is None else [_mark(buffer) for buffer in model.buffers()]
 
 
 def _mark(buffer: torch.Tensor) -> str:
     try:
         values = buffer.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    except (RuntimeError, TypeError, NotImplementedError):
+    except Exception:  # of a kind that has no values yet, or no bytes
         return ""
     return hashlib.blake2b(values.tobytes(), digest_size=8).hexdigest()
 
@@ -34,7 +33,7 @@ def differing(marks: Sequence[Sequence[str]]) -> list[int]:
     >>> differing([["a", "b"], ["a", "c"]])
     [1]
     """
-    return [number for number, each in enumerate(zip(*marks, strict=False)) if len(set(each)) > 1]
+    return [number for number, each in enumerate(zip(*marks, strict=False)) if len(set(each)) > 1 and all(each)]
 
 
 def lend(model: torch.nn.Module, numbers: Sequence[int]) -> str | None:
@@ -46,9 +45,19 @@ def lend(model: torch.nn.Module, numbers: Sequence[int]) -> str | None:
 
 @contextlib.contextmanager
 def borrowing(model: torch.nn.Module, numbers: Sequence[int], text: str) -> Iterator[None]:
-    """Have the model hold the first rank's buffers meanwhile, and its own again afterwards."""
-    with undisturbed(model):
-        buffers = list(model.buffers())
-        for number, value in zip(numbers, unpacked(text), strict=True):
-            buffers[number].copy_(value)
+    """Have the model hold the first rank's buffers meanwhile, in the places of its own, which nothing is written to."""
+    own = list(model.buffers())
+    lent = {id(own[number]): value for number, value in zip(numbers, unpacked(text), strict=True)}
+    places = [
+        (module._buffers, name, buffer)
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and id(buffer) in lent
+    ]
+    try:
+        for holder, name, buffer in places:
+            holder[name] = lent[id(buffer)].to(buffer.device)
         yield
+    finally:
+        for holder, name, buffer in places:
+            holder[name] = buffer

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
 
-from ..errors import ArgumentError, RunStateError, TrackmetricsWarning
+from ..errors import ArgumentError, RunStateError, TrackmetricsWarning, fault
 from ..options import make_options
 from ..record import METRIC_KEYS, RESERVED_EPOCH_KEYS
 from ..run import Epoch, Tracker, run_in_progress
@@ -217,4 +217,4 @@ def _say(run: Tracker | None, what: str, error: Exception) -> None:
         if run is not None:
             run._say_fault(what, error)
         else:
-            warnings.warn(TrackmetricsWarning(f"{what} could not be had: {error!r}"), stacklevel=4)
+            warnings.warn(TrackmetricsWarning(f"{what} could not be had: {fault(error)}"), stacklevel=4)

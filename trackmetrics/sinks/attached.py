@@ -8,7 +8,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 
-from ..errors import TrackmetricsError
+from ..errors import TrackmetricsError, fault
 from ..notices import Notices
 from ..record import RunRecord
 from .copies import Copies
@@ -77,7 +77,8 @@ class AttachedSinks:
         self._sinks = [(other, copies) for other, copies in self._sinks if other is not sink]
         self._notices.say(
             f"sink {id(sink)}",
-            f"the sink {type(sink).__name__} failed with {error!r} and gets nothing more; the metrics file has it all",
+            f"the sink {type(sink).__name__} failed with {fault(error)} and gets nothing more; "
+            "the metrics file has it all",
         )
 
 

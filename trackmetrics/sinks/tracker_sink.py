@@ -30,18 +30,18 @@ class TrackerRun(ABC):
 
     def __init__(self, client: Any, first_epoch: int, *, own: bool) -> None:
         self.client, self.first_epoch, self.own = client, first_epoch, own
-        self._names: dict[str, str] = {}
+        self._names: dict[tuple[str, str], str] = {}
 
-    def named(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    def named(self, values: Mapping[str, Any], below: str = "") -> dict[str, Any]:
         """Give values under names that the tracker takes; where two would be one, the later one gets a number."""
-        return {self._name(name): value for name, value in values.items()}
+        return {self._name(below, name): value for name, value in values.items()}
 
-    def _name(self, name: str) -> str:
-        if name not in self._names:
-            accepted, taken = self.accepted(name), set(self._names.values())
+    def _name(self, below: str, name: str) -> str:
+        if (below, name) not in self._names:
+            accepted, taken = self.accepted(below + name), set(self._names.values())
             numbered = (f"{accepted[:_ROOM]}_{number}" for number in count(2))
-            self._names[name] = next(found for found in chain([accepted], numbered) if found not in taken)
-        return self._names[name]
+            self._names[below, name] = next(found for found in chain([accepted], numbered) if found not in taken)
+        return self._names[below, name]
 
     def accepted(self, name: str) -> str:
         """Give the name, changed where the tracker refuses it or takes it for something else."""
@@ -120,7 +120,7 @@ class TrackerSink(ABC):
         results = _known(vars(record.final_results)) if record.final_results else {}
         run.log_end(
             record.epochs[-1].epoch,
-            {f"final_results/{name}": value for name, value in results.items()},
+            run.named(results, "final_results/"),
             attention_images(record),
             [path, *standing_beside(path)] if path.exists() else [],
         )
