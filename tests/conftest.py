@@ -14,9 +14,10 @@ from torch.nn.modules import module as torch_module
 from torch.optim import optimizer as torch_optimizer
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from trackmetrics.engine import Clock, Engine
 from trackmetrics.instruments import events
 from trackmetrics.instruments.criteria import CRITERIA
+from trackmetrics.surroundings import Surroundings, surroundings, within
+from trackmetrics.testing import FakeClock
 
 for helper in ("oracle", "metrics_by_hand"):
     pytest.register_assert_rewrite(helper)  # so that what they assert is shown with its values
@@ -53,6 +54,7 @@ def _process_wide_state():
         "dispatch modes": torch._C._len_torch_dispatch_stack(),
         "grad mode": torch.is_grad_enabled(),
         "live runs": events.live_runs(),
+        "surroundings": surroundings(),
         # A loader's workers leave their queue's feeder to end when it likes; progress bars, compilers
         # and W&B's library have threads.
         "threads": sorted(item.name for item in threading.enumerate() if not item.name.startswith(_OF_OTHERS)),
@@ -91,23 +93,12 @@ def in_own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-class HandClock:
-    """A clock that moves only when told, and may be set back as a wall clock may."""
-
-    def __init__(self) -> None:
-        self.seconds = 1000.0
-        self.date = datetime(2026, 1, 30, 22, 8, 22, tzinfo=timezone.utc)
-
-    def advance(self, seconds: float) -> None:
-        self.seconds += seconds
-
-
 @pytest.fixture
-def clock(monkeypatch):
-    """The engine's clock, set by hand."""
-    hand = HandClock()
-    monkeypatch.setattr(Engine, "clock", Clock(lambda: hand.seconds, lambda: hand.date))
-    return hand
+def clock():
+    """The runs' clock, set by hand."""
+    hand = FakeClock(datetime(2026, 1, 30, 22, 8, 22, tzinfo=timezone.utc))
+    with within(Surroundings(hand)):
+        yield hand
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,7 +1,6 @@
 """The house as docs/explanation/architecture.md draws it: imports point down, and importing is light."""
 
 import ast
-import inspect
 import re
 import subprocess
 import sys
@@ -30,10 +29,10 @@ FLOORS = [
     ["joint_evaluation", "users_inference", "users_metrics"],
     ["subject"],
     ["accuracies", "example_inference"],
-    ["assessment"],
+    ["assessment", "surroundings"],
     ["engine"],
     ["run"],
-    ["decorator", "integrations"],
+    ["decorator", "integrations", "testing"],
     ["demo"],
     ["cli"],
 ]
@@ -209,6 +208,7 @@ def test_the_roots_names_are_pinned():
         ("from trackmetrics import tracked_training, tracker, Tracker, TrackmetricsError", {"torch", "numpy"}),
         ("import trackmetrics; trackmetrics.tracked_training('t')(lambda train: None)", {"torch", "numpy"}),
         ("from trackmetrics import load_run", {"torch"}),
+        ("import trackmetrics.testing", {"torch"}),
     ],
 )
 def test_importing_is_light(statement, unloaded):
@@ -223,19 +223,14 @@ def test_the_light_import_test_can_fail():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 1
 
 
-def test_public_names_are_documented():
-    """Every public name has a docstring, and what can be called has an example in it."""
-    for name in NAMES:
-        value = getattr(trackmetrics, name)
-        if inspect.isclass(value) or inspect.isfunction(value):
-            assert value.__doc__, name
-    for value in (
-        trackmetrics.tracked_training,
-        trackmetrics.Tracker,
-        trackmetrics.load_run,
-        trackmetrics.FinalInference,
-    ):
-        assert ">>>" in value.__doc__, value
+def without_example(names):
+    """The public names whose docstring has no example; the version needs none."""
+    return [name for name in names if ">>>" not in (getattr(trackmetrics, name).__doc__ or "")]
+
+
+def test_public_names_have_an_example():
+    """Each of them shows how it is used; tests/test_docstrings.py runs what it shows."""
+    assert without_example(NAMES) == ["__version__"]
 
 
 def drawn(text):

@@ -448,3 +448,26 @@ def test_the_file_is_strict_json_in_the_seeds_order():
     assert list(data["epochs"][0]) == [
         "epoch", "train_loss", "train_accuracy", "dev_accuracy", "gradient_norm", "elapsed_seconds",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", [dict, 5, staticmethod(dict)], ids=["class", "number", "static class"])
+def test_only_functions_are_decorated(given):
+    """What is no function is named, before anything is called."""
+    with pytest.raises(ArgumentError) as caught:
+        tracked_training("t")(given)
+    assert str(caught.value) == f"tracked_training decorates a function, and was given {given!r}"
+
+
+def test_a_coroutines_call_that_does_not_fit_raises_its_own_error():
+    """As without the decorator, and no run begins."""
+
+    async def later(num_epochs):
+        raise AssertionError("never called")
+
+    def own_error(function):
+        with pytest.raises(TypeError) as caught:
+            asyncio.run(function(epochs=2))
+        return str(caught.value)
+
+    assert own_error(tracked_training("t")(later)) == own_error(later)
+    assert not Path("output").exists()

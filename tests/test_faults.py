@@ -326,7 +326,7 @@ class Untracked:
 
 
 ROOT = Path(str(files("trackmetrics")))
-BESIDE = ("__init__", "cli", "demo", "decorator", "errors", "options", "run")  # no part in observing
+BESIDE = ("__init__", "cli", "demo", "decorator", "errors", "options", "run", "testing")  # no part in observing
 # A fault in what takes something away or puts it back comes when that is done: else it is the fault that leaves it.
 PUTS_BACK = ("__exit__", "_refill", "_release", "_remove", "_set_slots", "_write_back", "release", "remove", "undo")
 

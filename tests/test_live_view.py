@@ -476,7 +476,7 @@ def test_a_drawn_step_asks_the_device_for_nothing(terminal, clock):
 
 def file_of(clock, net, progress, loss=F.cross_entropy, batch_size=8):
     """The bytes of the file of a run in which time flies: each step is drawn."""
-    seconds, torch_state = clock.seconds, torch.get_rng_state()
+    moment, torch_state = (clock.seconds, clock.date), torch.get_rng_state()
     torch.manual_seed(0)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
     batches = toy.loader(batch_size * 20, batch_size=batch_size, shuffle=True)
@@ -488,7 +488,7 @@ def file_of(clock, net, progress, loss=F.cross_entropy, batch_size=8):
                     loss(net(features), classes).backward()
                     optimizer.step()
                     clock.advance(0.3)
-    clock.seconds = seconds
+    clock.seconds, clock.date = moment
     drawn = torch.rand(3)
     torch.set_rng_state(torch_state)
     return FILE.read_bytes(), run.record.epochs, [item.detach().clone() for item in net.parameters()], drawn

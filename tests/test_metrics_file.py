@@ -853,3 +853,18 @@ def test_a_small_file_that_claims_much_is_refused_quickly():
     began = time.process_time()
     assert "where no such null is" in fault_of("some.json")
     assert time.process_time() - began < 2
+
+
+def test_ctrl_c_while_it_is_entered_gives_the_path_back(monkeypatch):
+    """Between the lock and the first write, too: the next run isn't refused, and nothing is left of this one."""
+
+    def interrupted(temporary):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trackmetrics.metrics_file.try_writing", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            MetricsFile("output", "t").__enter__()
+    assert os.listdir("output") == []
+    with MetricsFile("output", "t"):
+        pass

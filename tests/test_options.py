@@ -404,6 +404,10 @@ def test_a_call_does_not_change_the_options():
             {"output_dir": lambda args: "runs"},
             "output_dir= is a function of a call's arguments; a Tracker has none: give a path",
         ),
+        (
+            {"resume": len},
+            "resume= is a function of a call's arguments; a Tracker has none: give True or a number",
+        ),
         ({"part": len}, f"part={len!r} asks for a call's arguments, and a Tracker has none; give a string"),
     ],
 )

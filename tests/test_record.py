@@ -366,3 +366,12 @@ def test_making_plain_data_never_changes_the_record(record):
     before = copy.deepcopy(record)
     record_to_plain(record)
     assert_same(record, before)
+
+
+def test_arrays_in_the_extensions_are_compared_by_their_bits():
+    """As those of the final inference are: NaN equals NaN, and another type or number doesn't."""
+    nan, other = np.array([1.0, math.nan]), np.array([1.0, 2.0])
+    assert a_record(extensions={"maps": [nan]}) == a_record(extensions={"maps": [nan.copy()]})
+    for different in (other, nan.astype(np.float32), nan[:1], [1.0, math.nan]):
+        assert a_record(extensions={"maps": [nan]}) != a_record(extensions={"maps": [different]})
+    assert a_record() != "a record"

@@ -12,7 +12,6 @@ import pytest
 from a_run import a_record
 
 from trackmetrics import Tracker, load_run, tracked_training, tracker
-from trackmetrics.engine import Clock, Engine
 from trackmetrics.errors import ArgumentError, ResumeError
 from trackmetrics.metrics_file import encode_record
 from trackmetrics.record import Hyperparameters, Metadata, RunRecord
@@ -25,26 +24,13 @@ QUIET = {"train": [], "dev": [], "progress": False}
 pytestmark = pytest.mark.filterwarnings("ignore::trackmetrics.TrackmetricsWarning")
 
 
-class FakeClock:
-    """Seconds and a date that tests turn on."""
-
-    def __init__(self, monkeypatch):
-        self.seconds, self.date = 100.0, datetime(2026, 1, 30, 22, 8, 22, tzinfo=timezone.utc)
-        monkeypatch.setattr(Engine, "clock", Clock(lambda: self.seconds, lambda: self.date))
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    return FakeClock(monkeypatch)
-
-
 def train(epochs, clock=None, task="t", part="t", fail=None, **options):
     """A run of some epochs of ten seconds each."""
     with Tracker(task, part=part, **QUIET, **options) as run:
         for _ in range(epochs):
             with run.epoch() as epoch:
                 if clock:
-                    clock.seconds += 10
+                    clock.advance(10)
                 epoch.log(train_loss=1 / 3, train_accuracy=0.5, dev_accuracy=0.5, gradient_norm=1.0, own=math.nan)
         if fail:
             raise fail
@@ -83,7 +69,7 @@ def test_a_clock_set_back_changes_nothing(clock):
     with Tracker("t", **QUIET) as run:
         for _ in range(3):
             with run.epoch():
-                clock.seconds += 1
+                clock.advance(1)
                 clock.date = clock.date.replace(year=clock.date.year - 1)
     assert [epoch["elapsed_seconds"] for epoch in on_disk()["epochs"]] == [1, 2, 3]
     assert on_disk()["metadata"]["timestamp"] == "2026-01-30T22:08:22Z"

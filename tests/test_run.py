@@ -1,5 +1,6 @@
 """A run from entering to leaving: its epochs, what it says, what it never does."""
 
+import contextvars
 import gc
 import io
 import json
@@ -588,3 +589,30 @@ def test_a_warning_from_inside_torch_points_at_the_users_line():
             toy.train_epoch(net, optimizer, train)
     first = [item for item in caught if "dev_accuracy is null" in str(item.message)]
     assert [Path(item.filename).name for item in first] == ["toy.py"]
+
+
+def test_before_it_begins_a_run_has_neither_record_nor_file():
+    """Each says so, and why."""
+    run = Tracker("t")
+    with pytest.raises(RunStateError, match=r"^this run has no record: it is not begun yet, or tracking is disabled$"):
+        run.record  # noqa: B018
+    with pytest.raises(RunStateError, match=r"^this run has no file: it is not begun yet, or tracking is disabled$"):
+        run.path  # noqa: B018
+
+
+def test_a_run_that_is_left_in_another_context_is_in_progress_in_neither():
+    """As some notebooks run each cell in a context of its own."""
+    run = Tracker("t", train=[], dev=[])
+    entered = contextvars.copy_context()
+    entered.run(run.__enter__)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run.__exit__(None, None, None)
+    assert not [warning for warning in caught if "the end of the run" in str(warning.message)]
+    for context in (entered, contextvars.copy_context()):
+        with pytest.raises(RunStateError, match=r"tracker\.record was used outside a run"):
+            context.run(lambda: tracker.record)
+    with Tracker("t", train=[], dev=[]) as another:
+        assert tracker.path == another.path
+        with another.epoch() as epoch:
+            epoch.log(train_loss=0.5, train_accuracy=0.5, dev_accuracy=0.5, gradient_norm=0.5)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .record import FinalInference, RunRecord
     from .run import Tracker, tracker
 
+    __version__: str
+
 __all__ = [
     "FinalInference",
     "RunRecord",
@@ -51,14 +53,16 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # else a type checker would take any name for one of these
 
-        return version("trackmetrics")
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    def __getattr__(name):
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("trackmetrics")
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
 
 
 def _be_shown_in_notebooks() -> None:

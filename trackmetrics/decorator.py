@@ -29,7 +29,8 @@ def tracked_training(task: str, **options: Unpack[OptionValues]) -> Callable[[_F
         **options: see `trackmetrics.options.Options`.
 
     The function keeps its signature, name, docs and kind (function, method, static or class method, coroutine);
-    what it returns and raises is untouched. A parameter named `tracker` that the caller leaves out is filled in.
+    what it returns and raises is untouched. A parameter named `tracker` that the caller leaves out is filled in; with
+    types, `tracker: Tracker = tracker` says so to a type checker.
     Raises `ArgumentError` when decorating where an option can't be right, and when called, before training,
     `OutputError` or `PathInUseError` where the file can't be this run's.
 

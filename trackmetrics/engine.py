@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from dataclasses import replace
+from datetime import timezone
 from types import FrameType
 from typing import Any
 
@@ -23,7 +22,6 @@ from .instruments.undisturbed import undisturbed
 from .live.pace import Loop
 from .live.progress import Progress
 from .meetings import RanksApartError
-from .metrics_file import MetricsFile
 from .norm_history import NormHistory
 from .notices import Notices
 from .options import Options
@@ -32,17 +30,10 @@ from .record import EpochRecord, Hyperparameters, Metadata, RunRecord
 from .resumption import Earlier, hear, read_and_tell
 from .sinks.attached import AttachedSinks
 from .subject import Subject
+from .surroundings import surroundings
 from .termination import told_of_termination
 
 _PER_EPOCH = "a function that is called once an epoch stays undecorated: decorate the one with the loop"
-
-
-@dataclass(frozen=True)
-class Clock:
-    """Where the time comes from: seconds that never fall, and the date. Tests put their own in its place."""
-
-    monotonic: Callable[[], float] = time.monotonic
-    now: Callable[[], datetime] = lambda: datetime.now(timezone.utc)
 
 
 class Engine:
@@ -52,26 +43,22 @@ class Engine:
     is gone on from, ranks but the first are told of it, as soon as there is a process group.
     """
 
-    clock = Clock()
-
     def __init__(self, options: Options, arguments: Mapping[str, Any]) -> None:
-        self._timestamp = self.clock.now().astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        around = surroundings()
+        options = around.allowed(options)
+        self._clock = around.clock
+        self._timestamp = self._clock.now().astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         self._record = RunRecord(Metadata(options.task, self._timestamp))
-        self.file = MetricsFile(
-            options.folder,
-            options.file_part,
-            keep_previous=options.keep_previous,
-            max_inline_mb=options.max_inline_mb,
-        )
+        self.file = around.file(options)
         self._options = options
         self._ranks = ranks = Ranks(options.task)
         self._notices = Notices(lambda: ranks.writes)  # knows no engine: a run that is let go of is gone at once
         self._training = Training(functools.partial(_instrument_failed, self._notices))
         self._subject = Subject(options, self._training, self._notices, arguments)
         self._assessment = Assessment(
-            options, self._training, self._subject, self._ranks, self._notices, self.clock.monotonic
+            options, self._training, self._subject, ranks, self._notices, self._clock.monotonic
         )
-        self._progress = Progress(options.progress, self.clock.monotonic)
+        self._progress = Progress(options.progress, self._clock.monotonic)
         self._sinks = AttachedSinks(options.make_sinks(), str(self.file.path), self._notices)
         self._steps_before = 0  # those of earlier epochs
         self._earlier: Earlier | None = None
@@ -79,7 +66,7 @@ class Engine:
         self._norms = NormHistory()
         self._saving_seconds = self._sinks_seconds = 0.0
         self._completed = False
-        self._started = self.clock.monotonic()
+        self._started = self._clock.monotonic()
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -104,7 +91,7 @@ class Engine:
             )
         if self._ranks.writes:
             options = self._options
-            self._go_on_from(read_and_tell(self._ranks, self.file.path, options.task, options.resumed_after))
+            self._go_on_from(read_and_tell(self._ranks, self.file, options.task, options.resumed_after))
         else:
             self._hear_of_earlier()
 
@@ -324,7 +311,7 @@ class Engine:
 
     def _save(self, status: dict[str, Any], *, last: bool = False) -> bool:
         """Bring the record up to date and write it; a disk that refuses costs this save, not the training."""
-        began = self.clock.monotonic()
+        began = self._clock.monotonic()
         metadata = replace(self._record.metadata, device=None, hyperparameters=Hyperparameters())
         with self._notices.sparing("metadata.device and metadata.hyperparameters"):
             model, training = self._subject.hyperparameters(len(self._record.epochs))
@@ -337,7 +324,7 @@ class Engine:
                 extensions = self._extensions(status)
             self._record = replace(self._record, extensions=extensions)
         saved = self._write(last=last)
-        self._saving_seconds += self.clock.monotonic() - began
+        self._saving_seconds += self._clock.monotonic() - began
         return saved
 
     def _write(self, *, last: bool = False) -> bool:
@@ -395,7 +382,7 @@ class Engine:
         """Let the sinks know of the record; random streams and torch's modes are put back."""
         if not self._sinks or not self._ranks.writes:
             return
-        began = self.clock.monotonic()
+        began = self._clock.monotonic()
         try:
             with undisturbed(None):
                 tell(self._record)
@@ -403,12 +390,12 @@ class Engine:
             raise
         except Exception as error:
             self._notices.say_fault("the sinks' copy", error)
-        self._sinks_seconds += self.clock.monotonic() - began
+        self._sinks_seconds += self._clock.monotonic() - began
 
     # What goes wrong
 
     def _elapsed(self) -> float:
-        return self.clock.monotonic() - self._started
+        return self._clock.monotonic() - self._started
 
     def say_fault(self, what: str, error: Exception) -> None:
         """A fault of ours cost `what`."""

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 
 class TrackmetricsError(Exception):
-    """Base of every error that trackmetrics raises."""
+    """Base of every error that trackmetrics raises.
+
+    >>> from trackmetrics import TrackmetricsError, load_run
+    >>> try:
+    ...     load_run("nowhere.json")
+    ... except TrackmetricsError as error:
+    ...     print(error)
+    nowhere.json can't be read: No such file or directory
+    """
 
 
 class ArgumentError(TrackmetricsError, ValueError):
@@ -47,7 +55,18 @@ class MissingExtraError(TrackmetricsError, ImportError):
 
 
 class TrackmetricsWarning(UserWarning):
-    """A value that could not be had or written; training goes on."""
+    """A value that could not be had or written; training goes on.
+
+    >>> import warnings
+    >>> from trackmetrics import Tracker, TrackmetricsWarning
+    >>> from trackmetrics.testing import runs_in_memory
+    >>> with warnings.catch_warnings(record=True) as caught, runs_in_memory():
+    ...     warnings.simplefilter("always", TrackmetricsWarning)
+    ...     with Tracker("demo", train=[], dev=[]) as run, run.epoch() as epoch:
+    ...         epoch.log(train_loss=float("nan"))
+    >>> caught[0].category
+    <class 'trackmetrics.errors.TrackmetricsWarning'>
+    """
 
 
 def reason(error: Exception) -> str:

@@ -109,6 +109,14 @@ class MetricsFile:
         """Why the path can't be held, where the filesystem has no locks."""
         return self._lock.fault
 
+    def exists(self) -> bool:
+        """Whether a file stands at the path, this run's or an earlier one's."""
+        return self.path.exists()
+
+    def load(self) -> RunRecord:
+        """Read the file that stands there back. Raises `MetricsFileError`."""
+        return load_run(self.path)
+
     def _check_place(self) -> None:
         if self.path.is_symlink():
             raise OutputError(

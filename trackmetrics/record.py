@@ -99,7 +99,12 @@ class FinalInference:
 
 @dataclass(frozen=True, eq=False)
 class RunRecord:
-    """A whole run, as `tracker.record` and `load_run` give it. `extensions` is None where it was left out."""
+    """A whole run, as `tracker.record` and `load_run` give it. `extensions` is None where it was left out.
+
+    >>> run = RunRecord(Metadata("demo", "2026-01-01T00:00:00Z"), (EpochRecord(1, 0.9), EpochRecord(2, 0.4)))
+    >>> [epoch.train_loss for epoch in run.epochs], run.final_results
+    ([0.9, 0.4], None)
+    """
 
     metadata: Metadata
     epochs: tuple[EpochRecord, ...] = ()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from .errors import MetricsFileError, ResumeError
 from .json_pointer import members
-from .metrics_file import DESCRIBING_KEYS, decode_record, encode_record, load_run
+from .metrics_file import DESCRIBING_KEYS, MetricsFile, decode_record, encode_record
 from .ranks import Ranks
 from .record import Hyperparameters, RunRecord
 
@@ -79,40 +78,40 @@ class Earlier:
         }
 
 
-def go_on(path: Path, task: str, after: bool | int) -> Earlier | None:
+def go_on(file: MetricsFile, task: str, after: bool | int) -> Earlier | None:
     """Read what a run goes on from; None where no file is and `after` is True.
 
     `after` is the last epoch to keep, True for all that are there. Raises `ResumeError` where the file is another
     task's, is damaged, or has no such epoch.
     """
-    if not path.exists() and after is True:
+    if not file.exists() and after is True:
         return None
     try:
-        record = load_run(path)
+        record = file.load()
     except MetricsFileError as error:
         raise ResumeError(f"resume={after}, but {error}; give the run its file, {_MEND}") from None
     if record.metadata.task != task:
         raise ResumeError(
-            f"resume={after}, but {path} is of the task {record.metadata.task!r} and this run of {task!r}; "
+            f"resume={after}, but {file.path} is of the task {record.metadata.task!r} and this run of {task!r}; "
             f"give it another part= or output_dir=, {_MEND}"
         )
     numbers = [epoch.epoch for epoch in record.epochs]
     if numbers != list(range(1, len(numbers) + 1)):
-        raise ResumeError(f"resume={after}, but the epochs of {path} aren't numbered from 1 on; mend it, {_MEND}")
+        raise ResumeError(f"resume={after}, but the epochs of {file.path} aren't numbered from 1 on; mend it, {_MEND}")
     kept = len(numbers) if after is True else after
     if kept > len(numbers):
-        raise ResumeError(f"resume={after}, but {path} has {len(numbers)} epochs; give one of them, {_MEND}")
+        raise ResumeError(f"resume={after}, but {file.path} has {len(numbers)} epochs; give one of them, {_MEND}")
     record = replace(record, epochs=record.epochs[:kept], final_results=None, final_inference=None)
     return Earlier(record, len(numbers) - kept)
 
 
-def read_and_tell(ranks: Ranks, path: Path, task: str, after: bool | int | None) -> Earlier | None:
+def read_and_tell(ranks: Ranks, file: MetricsFile, task: str, after: bool | int | None) -> Earlier | None:
     """Do so on the first rank, where `after` says that the run goes on; the others are told what it found, or why not.
 
     They may run on machines that don't have the file.
     """
     try:
-        earlier = go_on(path, task, after) if after else None
+        earlier = go_on(file, task, after) if after else None
     except ResumeError as error:
         fault = str(error)
         ranks.tell(_TOLD, lambda: {"fault": fault})

@@ -79,7 +79,7 @@ class Tracker:
         if self._arguments is None:
             options.check_without_function()
         with contextlib.ExitStack() as stack:
-            if not _disabled():
+            if not disabled():
                 from .engine import Engine  # this is where torch is imported
 
                 engine = Engine(options, self._arguments or {})
@@ -376,7 +376,16 @@ def run_in_progress() -> Tracker | None:
 
 
 class _CurrentRun:
-    """Stands for the run in progress in this thread or task."""
+    """The run in progress in this thread or task; using it outside a run raises `RunStateError`.
+
+    >>> from trackmetrics import Tracker, tracker
+    >>> from trackmetrics.testing import runs_in_memory
+    >>> with runs_in_memory(), Tracker("demo", train=[], dev=[]) as run:
+    ...     with tracker.epoch() as epoch:
+    ...         epoch.log(train_loss=0.5, train_accuracy=1.0, dev_accuracy=1.0, gradient_norm=0.1)
+    ...     tracker.record is run.record
+    True
+    """
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -397,7 +406,8 @@ tracker: Tracker = cast(Tracker, _CurrentRun())
 """The run in progress in this thread or task; using it outside a run raises `RunStateError`."""
 
 
-def _disabled() -> bool:
+def disabled() -> bool:
+    """Whether the environment says that nothing is tracked."""
     return os.environ.get("TRACKMETRICS_DISABLED", "").lower() not in ("", "0", "false")
 
 

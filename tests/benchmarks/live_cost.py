@@ -28,7 +28,9 @@ import torch
 from overhead import CASES, Training, describe_machine
 
 from trackmetrics import Tracker, TrackmetricsWarning
-from trackmetrics.engine import Clock, Engine
+from trackmetrics.engine import Engine
+from trackmetrics.surroundings import Surroundings, within
+from trackmetrics.testing import FakeClock
 
 FEW = 4
 _drawing: list[float] = []  # CPU seconds of each time
@@ -42,18 +44,18 @@ def _timed_draw(engine: Engine) -> None:
 
 
 class Tracked:
-    """A training in its own context, tracked in an epoch that doesn't end; `seconds` is what its steps took."""
+    """A training in its own context, tracked in an epoch that doesn't end; its clock says what its steps took."""
 
     def __init__(self, folder: str, progress: Any) -> None:
-        self.seconds = 0.0
+        self.clock = FakeClock()
         self._training = Training(CASES["letter-counting"])
         self._context = contextvars.copy_context()
         self._stack = contextlib.ExitStack()
         self._context.run(self._open, folder, progress)
 
     def _open(self, folder: str, progress: Any) -> None:
-        Engine.clock = Clock(lambda: self.seconds)
-        run = self._stack.enter_context(Tracker("live", output_dir=folder, progress=progress, train=[], dev=[]))
+        with within(Surroundings(self.clock)):
+            run = self._stack.enter_context(Tracker("live", output_dir=folder, progress=progress, train=[], dev=[]))
         self._stack.enter_context(run.epoch())
 
     def steps(self, number: int) -> None:
@@ -67,7 +69,7 @@ class Tracked:
             self._training.optimizer.zero_grad()
             loss.backward()
             self._training.optimizer.step()
-            self.seconds += time.process_time() - began
+            self.clock.advance(time.process_time() - began)
 
     def close(self) -> None:
         """End the run."""
@@ -79,16 +81,16 @@ def measure(blocks: int, steps: int, folder: str, shown: Callable[[], int]) -> t
     live, silent = Tracked(os.path.join(folder, "live"), True), Tracked(os.path.join(folder, "silent"), False)
     ratios, began_seconds, began_shown = [], 0.0, 0
     for block in range(blocks + 1):
-        before = live.seconds, silent.seconds
+        before = live.clock.seconds, silent.clock.seconds
         for turn in range(steps // FEW):
             for tracked in (live, silent) if turn % 2 else (silent, live):
                 tracked.steps(FEW)
         if block == 0:  # what is done once isn't counted
             _drawing.clear()
-            began_seconds, began_shown = live.seconds, shown()
+            began_seconds, began_shown = live.clock.seconds, shown()
         else:
-            ratios.append((live.seconds - before[0]) / (silent.seconds - before[1]))
-    rate = (shown() - began_shown) / (live.seconds - began_seconds)
+            ratios.append((live.clock.seconds - before[0]) / (silent.clock.seconds - before[1]))
+    rate = (shown() - began_shown) / (live.clock.seconds - began_seconds)
     live.close()
     silent.close()
     return ratios, rate
