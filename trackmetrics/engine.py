@@ -48,7 +48,7 @@ class Engine:
         options = around.allowed(options)
         self._clock = around.clock
         self._timestamp = self._clock.now().astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self._record = RunRecord(Metadata(options.task, self._timestamp))
+        self.record = RunRecord(Metadata(options.task, self._timestamp))
         self.file = around.file(options)
         self._options = options
         self._ranks = ranks = Ranks(options.task)
@@ -93,9 +93,9 @@ class Engine:
             options = self._options
             self._go_on_from(read_and_tell(self._ranks, self.file, options.task, options.resumed_after))
         else:
-            self._hear_of_earlier()
+            self.hear_of_earlier()
 
-    def _hear_of_earlier(self) -> None:
+    def hear_of_earlier(self) -> None:
         """Go on from what rank 0 has read, if there is a group by now: the file may stand on its machine alone."""
         if self._ranks.size == 1 or not self._hears_of_earlier:  # the first rank begins the run where there is a group
             return
@@ -110,18 +110,12 @@ class Engine:
             self._earlier = earlier
             self._norms = NormHistory(earlier.norm_summaries)
             self._started -= earlier.elapsed_seconds
-            self._record = replace(earlier.record, extensions=None)
-
-    @property
-    def record(self) -> RunRecord:
-        """The run so far."""
-        self._hear_of_earlier()
-        return self._record
+            self.record = replace(earlier.record, extensions=None)
 
     @property
     def _own_epochs(self) -> int:
         """How many epochs of the record are this run's."""
-        return len(self._record.epochs) - (len(self._earlier.record.epochs) if self._earlier else 0)
+        return len(self.record.epochs) - (len(self._earlier.record.epochs) if self._earlier else 0)
 
     @property
     def completed_steps(self) -> int:
@@ -175,26 +169,26 @@ class Engine:
         """Add the epoch's record and save; `frame` is the user's, in whose scope model and data are looked for."""
         self._training.active = False
         self._show_stage("evaluating")
-        number = len(self._record.epochs) + 1
+        number = len(self.record.epochs) + 1
         own, metrics, summary = self._assessment.assess(number, values, frame)
         self._add(EpochRecord(number, **own, elapsed_seconds=self._elapsed(), metrics=metrics), summary)
         with self._notices.sparing("saving"):
             self._save({"state": "running"})
         self._tell_sinks(self._sinks.epoch_ended)
         with self._notices.sparing("progress"):
-            self._progress.epoch_done(self._record.epochs[-1], self._steps_of_epoch)
+            self._progress.epoch_done(self.record.epochs[-1], self._steps_of_epoch)
 
     def epoch_lost(self, number: int, error: Exception) -> None:
         """A fault of ours cost the epoch of this number: its record is an empty one, unless it stands already."""
         self._notices.say_fault("the epoch's record", error)
         with self._notices.sparing("the epoch's observation"):
             self.epoch_abandoned(type(error).__name__)
-        if len(self._record.epochs) < number:
+        if len(self.record.epochs) < number:
             self._add(EpochRecord(number, elapsed_seconds=self._elapsed()), {})
 
     def _add(self, epoch: EpochRecord, summary: Mapping[str, Any]) -> None:
         self._norms.add({"epoch": epoch.epoch, **summary})
-        self._record = replace(self._record, epochs=(*self._record.epochs, epoch))
+        self.record = replace(self.record, epochs=(*self.record.epochs, epoch))
 
     # What is shown meanwhile
 
@@ -227,7 +221,7 @@ class Engine:
     def _show_epoch(self, steps: int | None) -> None:
         self._steps_before = self._training.completed_steps
         planned = self._subject.planned_epochs() if steps is None else None
-        self._progress.epoch_begins(len(self._record.epochs) + 1, planned, steps)
+        self._progress.epoch_begins(len(self.record.epochs) + 1, planned, steps)
         self._training.due, self._training.on_due = self._progress.due, self._draw
 
     def _show_stage(self, stage: str) -> None:
@@ -252,7 +246,7 @@ class Engine:
 
     def _drop_results(self) -> None:
         """Results are those of a completed run."""
-        self._record = replace(self._record, final_results=None, final_inference=None)
+        self.record = replace(self.record, final_results=None, final_inference=None)
 
     def terminated(self, signal: str) -> None:
         """A signal ends the process: say so in the file, as for an exception, unless the run has completed."""
@@ -264,10 +258,12 @@ class Engine:
             self._save({"state": "interrupted", "error": {"type": signal, "message": message}}, last=True)
         self.file.release()
         if self._ranks.writes:
-            self._sinks.process_ends(self._record)
+            self._sinks.process_ends(self.record)
 
     def completed(self, returned: Any) -> None:
         """Add the final results and the final inference; `returned` is what the decorated function gave back."""
+        with self._notices.sparing("the earlier run"):
+            self.hear_of_earlier()
         epochs = self.record.epochs
         if epochs and not self._own_epochs:
             self._ranks.leave("nothing was left to train")
@@ -283,16 +279,16 @@ class Engine:
                 self.failed(error)  # Ctrl+C while the final results are worked out or saved
             raise
         with self._notices.sparing("progress"):
-            self._progress.run_done(self._record, self.file.path)
+            self._progress.run_done(self.record, self.file.path)
 
     def _conclude(self, returned: Any) -> None:
         """Work out the final results and the final inference, and save them."""
-        epochs = self._record.epochs
+        epochs = self.record.epochs
         self._show_stage("final results")
         try:
             seconds = epochs[-1].elapsed_seconds if epochs else self._elapsed()
             results, inference = self._assessment.conclude(returned, seconds)
-            self._record = replace(self._record, final_results=results, final_inference=inference)
+            self.record = replace(self.record, final_results=results, final_inference=inference)
         except Exception as error:
             self._notices.say_fault("final_results and final_inference", error)
         self._ranks.end()
@@ -300,11 +296,11 @@ class Engine:
             if len(epochs) == 1 and self._subject.trained_before(str(self.file.path)):
                 self._notices.say("runs", f"this run of one epoch trained the model of the run before it; {_PER_EPOCH}")
         with self._notices.sparing("saving"):
-            inference = self._record.final_inference
+            inference = self.record.final_inference
             if not self._save({"state": "completed"}) and inference is not None:  # the largest may be what is too much
-                self._record = replace(self._record, final_inference=None)
+                self.record = replace(self.record, final_inference=None)
                 self._save({"state": "completed"})
-                self._record = replace(self._record, final_inference=inference)
+                self.record = replace(self.record, final_inference=inference)
         self._completed = True
 
     # Saving
@@ -312,17 +308,17 @@ class Engine:
     def _save(self, status: dict[str, Any], *, last: bool = False) -> bool:
         """Bring the record up to date and write it; a disk that refuses costs this save, not the training."""
         began = self._clock.monotonic()
-        metadata = replace(self._record.metadata, device=None, hyperparameters=Hyperparameters())
+        metadata = replace(self.record.metadata, device=None, hyperparameters=Hyperparameters())
         with self._notices.sparing("metadata.device and metadata.hyperparameters"):
-            model, training = self._subject.hyperparameters(len(self._record.epochs))
+            model, training = self._subject.hyperparameters(len(self.record.epochs))
             hyperparameters = Hyperparameters(model, training)
             metadata = replace(metadata, device=self._subject.device, hyperparameters=hyperparameters)
-        self._record = replace(self._record, metadata=metadata)
+        self.record = replace(self.record, metadata=metadata)
         if self._options.extensions:
             extensions: dict[str, Any] = {"status": status}
             with self._notices.sparing("extensions"):
                 extensions = self._extensions(status)
-            self._record = replace(self._record, extensions=extensions)
+            self.record = replace(self.record, extensions=extensions)
         saved = self._write(last=last)
         self._saving_seconds += self._clock.monotonic() - began
         return saved
@@ -330,7 +326,7 @@ class Engine:
     def _write(self, *, last: bool = False) -> bool:
         try:
             if self._ranks.writes:
-                self.file.write(self._record, last=last)
+                self.file.write(self.record, last=last)
         except Exception as error:
             self._notices.say(
                 "saving",
@@ -341,10 +337,10 @@ class Engine:
         return True
 
     def _extensions(self, status: dict[str, Any]) -> dict[str, Any]:
-        norms: dict[str, Any] = {"meaning": MEANING, **self._norms.described(len(self._record.epochs))}
+        norms: dict[str, Any] = {"meaning": MEANING, **self._norms.described(len(self.record.epochs))}
         if self._training.measured_at_step:
             norms["measured"] = "at the optimizer's step where gradients were set by hand"
-        earlier = self._earlier or Earlier(RunRecord(self._record.metadata))
+        earlier = self._earlier or Earlier(RunRecord(self.record.metadata))
         seconds = Counter(earlier.seconds)
         seconds.update({**self._assessment.seconds, "saving": self._saving_seconds})
         if self._sinks_seconds:
@@ -360,7 +356,7 @@ class Engine:
             "resumed": earlier.resumptions,
         }
         if self._earlier is not None:
-            now = self._record.metadata.hyperparameters
+            now = self.record.metadata.hyperparameters
             described["resumed"].append(self._earlier.resumption(self._timestamp, now))
         return {key: value for key, value in described.items() if value}
 
@@ -374,8 +370,8 @@ class Engine:
         """Tell the sinks of the end. They are to have the file: where one fails there, it is saved once more."""
         said = self._warnings
         self._tell_sinks(self._sinks.run_ended)
-        if self._warnings != said and self._record.extensions is not None:
-            self._record = replace(self._record, extensions={**self._record.extensions, "warnings": self._warnings})
+        if self._warnings != said and self.record.extensions is not None:
+            self.record = replace(self.record, extensions={**self.record.extensions, "warnings": self._warnings})
             self._write()
 
     def _tell_sinks(self, tell: Callable[[RunRecord], None]) -> None:
@@ -385,7 +381,7 @@ class Engine:
         began = self._clock.monotonic()
         try:
             with undisturbed(None):
-                tell(self._record)
+                tell(self.record)
         except TrackmetricsError:  # before training
             raise
         except Exception as error:

@@ -127,8 +127,8 @@ class Ranks:
     def _find_group(self) -> None:
         if self._meetings is not None or self._fault is not None:
             return
+        distributed = _group() if self._store is None else None
         try:
-            distributed = _group() if self._store is None else None
             if distributed is not None and distributed.get_world_size() > 1:
                 self._rank, self._size = distributed.get_rank(), distributed.get_world_size()
                 store = distributed.distributed_c10d._get_default_store()
@@ -200,7 +200,8 @@ class Ranks:
     def tell(self, about: str, value: Callable[[], Any]) -> None:
         """Let the others `hear` a value of rank 0, plain data, as soon as there is a group; before any epoch."""
         self._told[about] = value
-        self._find_group()
+        with contextlib.suppress(Exception):  # whatever looks for the group next begins the run
+            self._find_group()
 
     def hear(self, about: str) -> Any:
         """Give what rank 0 tells. Raises `RanksApartError` where it doesn't."""

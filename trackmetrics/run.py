@@ -115,7 +115,11 @@ class Tracker:
     @property
     def record(self) -> RunRecord:
         """The run so far at full precision; after the run, all of it. Raises `RunStateError` before it began."""
-        record = self._record if self._engine is None else self._engine.record
+        record = self._record
+        if self._engine is not None:
+            with _spared(self._engine, "the earlier run"):
+                self._engine.hear_of_earlier()
+            record = self._engine.record
         if record is None:
             raise RunStateError(f"this run has no record: it is {self._state}, or tracking is disabled")
         return record
@@ -248,6 +252,8 @@ class _AnyEpoch:
 
     def _observe(self, engine: Engine, steps: int | None = None) -> None:
         """Let the engine observe the training for the next record, which is to have so many steps, where it says."""
+        with _spared(engine, "the earlier run"):
+            engine.hear_of_earlier()
         self._number = len(engine.record.epochs) + 1
         self._fault = None
         try:
@@ -352,7 +358,8 @@ class StepEpochs(_AnyEpoch):
             self._abandon(engine, error)
         else:
             self._record(engine, frame)
-        engine.loop_left()
+        with _spared(engine, "the other ranks"):
+            engine.loop_left()
         return False
 
 
