@@ -97,7 +97,9 @@ class Engine:
 
     def hear_of_earlier(self) -> None:
         """Go on from what rank 0 has read, if there is a group by now: the file may stand on its machine alone."""
-        if self._ranks.size == 1 or not self._hears_of_earlier:  # the first rank begins the run where there is a group
+        if self._ranks.writes:
+            self._ranks.find_group()  # and tell of it, wherever others may ask
+        if not self._hears_of_earlier or self._ranks.size == 1:
             return
         self._hears_of_earlier = False
         try:

@@ -74,7 +74,7 @@ class Ranks:
     @property
     def size(self) -> int:
         """How many ranks there are."""
-        self._find_group()
+        self.find_group()
         return self._size
 
     @property
@@ -85,7 +85,7 @@ class Ranks:
     def next_stage(self) -> None:
         """Another epoch begins, or the end of the run, on each rank."""
         self._epoch += 1
-        self._find_group()
+        self.find_group()
 
     def leave_epoch(self, why: str) -> None:
         """An exception has ended the epoch on this rank; the others aren't to wait for it."""
@@ -101,7 +101,7 @@ class Ranks:
 
     def leave(self, why: str) -> None:
         """An exception has ended the run on this rank."""
-        self._find_group()
+        self.find_group()
         self._leave("", f"left the run: {why}")
 
     def end(self) -> None:
@@ -124,7 +124,8 @@ class Ranks:
 
     # The run
 
-    def _find_group(self) -> None:
+    def find_group(self) -> None:
+        """Take part in the run as soon as there is a group: rank 0 begins it, the others say that they are here."""
         if self._meetings is not None or self._fault is not None:
             return
         distributed = _group() if self._store is None else None
@@ -201,7 +202,7 @@ class Ranks:
         """Let the others `hear` a value of rank 0, plain data, as soon as there is a group; before any epoch."""
         self._told[about] = value
         with contextlib.suppress(Exception):  # whatever looks for the group next begins the run
-            self._find_group()
+            self.find_group()
 
     def hear(self, about: str) -> Any:
         """Give what rank 0 tells. Raises `RanksApartError` where it doesn't."""

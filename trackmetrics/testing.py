@@ -65,7 +65,7 @@ class RunInMemory:
 
     @property
     def written(self) -> bool:
-        """Whether it wrote its file: a run does after each epoch and when it has completed."""
+        """Whether it wrote its file; a run does after each epoch and when it has completed."""
         return self._record is not None
 
     @property
